@@ -1,0 +1,172 @@
+"""Every error that Penstock raises. It must not know what anybody does about them.
+
+PenstockError
+├── InvalidRequestError        the caller's fault: which field, why, what to do; nothing was spent or changed
+│   ├── InvalidDocumentError   the document is empty, encrypted, corrupt, oversized or of an unknown media type
+│   └── IdempotencyConflictError   the key was used before, for something else
+├── ConfigurationError         the operator's fault: which file, which line or key, what to do
+├── ProviderError              the provider's fault or verdict, with its reason class
+├── OutputInvalidError         the model answered, and the answer breaks the prompt's output schema
+├── FencedError                another run owns the job now; what this one did must not count
+└── JobError                   the end of a job, told to whoever waits for it
+    ├── JobNotFoundError
+    ├── JobDeadError
+    ├── JobCancelledError
+    └── WaitTimeoutError
+"""
+
+from enum import StrEnum
+
+__all__ = [
+    "ConfigurationError",
+    "FencedError",
+    "IdempotencyConflictError",
+    "InvalidDocumentError",
+    "InvalidRequestError",
+    "JobCancelledError",
+    "JobDeadError",
+    "JobError",
+    "JobNotFoundError",
+    "OutputInvalidError",
+    "PenstockError",
+    "ProviderError",
+    "Reason",
+    "WaitTimeoutError",
+]
+
+
+class Reason(StrEnum):
+    """Why an attempt did not succeed, or a job is dead: a bounded set, safe as a label."""
+
+    THROTTLED = "throttled"
+    OVERLOADED = "overloaded"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    MALFORMED_ANSWER = "malformed_answer"
+    OUTPUT_INVALID = "output_invalid"
+    OUTPUT_TRUNCATED = "output_truncated"
+    BAD_REQUEST = "bad_request"
+    CONTEXT_LENGTH = "context_length"
+    CONTENT_POLICY = "content_policy"
+    AUTHENTICATION = "authentication"
+    MODEL_NOT_FOUND = "model_not_found"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    INVALID = "invalid"
+    DEADLINE = "deadline"
+    POISON = "poison"
+    WORKER_LOST = "worker_lost"
+    TIME_LIMIT = "time_limit"
+    INTERNAL = "internal"
+
+
+class PenstockError(Exception):
+    """Something went wrong in Penstock."""
+
+
+class InvalidRequestError(PenstockError):
+    """A request was refused at the door: nothing was spent and no row was left."""
+
+    def __init__(self, field: str, reason: str, cure: str) -> None:
+        """Name the field that is wrong, why it is, and what the caller can do."""
+        super().__init__(field, reason, cure)
+        self.field = field
+        self.reason = reason
+        self.cure = cure
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"{self.field}: {self.reason}; {self.cure}"
+
+
+class InvalidDocumentError(InvalidRequestError):
+    """A document cannot be turned into text."""
+
+
+class IdempotencyConflictError(InvalidRequestError):
+    """An idempotency key was used before with different content."""
+
+
+class ConfigurationError(PenstockError):
+    """A configuration file cannot be used as it stands."""
+
+    def __init__(self, file: str, place: str, reason: str, cure: str) -> None:
+        """Name the file, the line or key in it, why it is wrong, and what to do."""
+        super().__init__(file, place, reason, cure)
+        self.file = file
+        self.place = place
+        self.reason = reason
+        self.cure = cure
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"{self.file}, {self.place}: {self.reason}; {self.cure}"
+
+
+class ProviderError(PenstockError):
+    """A call to a provider gave no usable answer.
+
+    `sent` is False only when it is certain that no byte of the request reached the provider.
+    `detail` never holds text of the request or of the answer. Survives pickling.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        sent: bool = True,
+    ) -> None:
+        """Give the reason class, a short detail for people, and what the provider said about waiting."""
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.sent = sent
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        status = f" (HTTP {self.status})" if self.status else ""
+        return f"{self.reason}{status}: {self.detail}"
+
+
+class OutputInvalidError(PenstockError):
+    """The model's answer breaks the output schema of the prompt."""
+
+
+class FencedError(PenstockError):
+    """The job belongs to a later run; this one must stop without an effect."""
+
+
+class JobError(PenstockError):
+    """A job did not give a result."""
+
+
+class JobNotFoundError(JobError):
+    """There is no job under this id."""
+
+
+class JobDeadError(JobError):
+    """The job is in the dead letters."""
+
+    def __init__(self, job_id: str, reason: Reason, detail: str) -> None:
+        """Name the job and why it died."""
+        super().__init__(job_id, reason, detail)
+        self.job_id = job_id
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        """Say it in one line, with the cure."""
+        return f"job {self.job_id} is dead: {self.reason}: {self.detail}; see `penstock dead show {self.job_id}`"
+
+
+class JobCancelledError(JobError):
+    """The job was cancelled."""
+
+
+class WaitTimeoutError(JobError):
+    """The job has not ended within the time given; it goes on."""

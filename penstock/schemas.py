@@ -1,0 +1,149 @@
+"""The data that crosses a room. It must not know where it is stored or sent."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from penstock.errors import Reason
+
+TENANT_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+
+Tenant = Annotated[str, Field(pattern=f"^{TENANT_PATTERN}$")]
+NanoDollars = int
+
+
+class Frozen(BaseModel):
+    """A value: it cannot be changed, and it takes no field that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Lane(StrEnum):
+    """Who is waiting: a person, or nobody before the morning."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class JobState(StrEnum):
+    """Where a job stands; the diagram is in docs/jobs.md."""
+
+    QUEUED = "queued"
+    RELEASED = "released"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Tell whether nothing more happens to a job in this state, unless somebody asks for it."""
+        return self in {JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED}
+
+
+class Usage(Frozen):
+    """Tokens of one provider call, by price class. `input_tokens` excludes `cached_input_tokens`."""
+
+    input_tokens: int = Field(default=0, ge=0)
+    cached_input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Add class by class."""
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            cached_input_tokens=self.cached_input_tokens + other.cached_input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+        )
+
+
+class Message(Frozen):
+    """One message of a chat: roles are structure, never text."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class PromptReference(Frozen):
+    """Exactly which prompt was used: id, semantic version, and the digest of its files."""
+
+    id: str
+    version: str
+    digest: str
+
+
+class RenderedPrompt(Frozen):
+    """A prompt made into messages, ready for any provider."""
+
+    prompt: PromptReference
+    messages: tuple[Message, ...]
+    output_schema: dict[str, Any] | None = None
+    max_tokens: int = Field(gt=0)
+
+
+class ModelRequest(Frozen):
+    """One physical call: what a provider adapter is given."""
+
+    call_id: UUID
+    deployment: str
+    messages: tuple[Message, ...]
+    max_tokens: int = Field(gt=0)
+    output_schema: dict[str, Any] | None = None
+    timeout_s: float = Field(gt=0)
+
+
+class ModelAnswer(Frozen):
+    """What a provider adapter gives back: the text, who served it, and what it used."""
+
+    text: str
+    model_served: str
+    finish_reason: str
+    usage: Usage
+
+
+class JobRequest(Frozen):
+    """A request as a door has understood it: the document is text by now, nothing else has been looked up yet."""
+
+    tenant: str
+    prompt: str
+    prompt_version: str | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
+    document: str | None = None
+    document_name: str | None = None
+    tier: str | None = None
+    lane: Lane = Lane.INTERACTIVE
+    priority: int = Field(default=5, ge=0, le=9)
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
+    deadline: AwareDatetime | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class Job(Frozen):
+    """A job as anybody outside sees it. `cost_nanodollars` sums every call that was made for it."""
+
+    id: UUID
+    tenant: str
+    state: JobState
+    prompt: PromptReference
+    tier: str
+    lane: Lane
+    priority: int
+    document_name: str | None
+    metadata: dict[str, str]
+    attempts: int
+    created_at: datetime
+    due_at: datetime
+    deadline: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    reason: Reason | None
+    detail: str | None
+    result: str | None
+    model_asked: str | None
+    model_served: str | None
+    usage: Usage
+    cost_nanodollars: NanoDollars
