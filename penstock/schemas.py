@@ -89,7 +89,6 @@ class ModelRequest(Frozen):
     """One physical call: what a provider adapter is given."""
 
     call_id: UUID
-    deployment: str
     messages: tuple[Message, ...]
     max_tokens: int = Field(gt=0)
     output_schema: dict[str, Any] | None = None
