@@ -15,7 +15,13 @@ PenstockError
     └── WaitTimeoutError
 """
 
+from __future__ import annotations
+
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from penstock.schemas import Usage
 
 __all__ = [
     "ConfigurationError",
@@ -118,14 +124,16 @@ class ProviderError(PenstockError):
         status: int | None = None,
         retry_after_s: float | None = None,
         sent: bool = True,
+        usage: Usage | None = None,
     ) -> None:
-        """Give the reason class, a short detail for people, and what the provider said about waiting."""
+        """Give the reason class, a short detail for people, what the provider said about waiting, what it will bill."""
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
         self.status = status
         self.retry_after_s = retry_after_s
         self.sent = sent
+        self.usage = usage
 
     def __str__(self) -> str:
         """Say it in one line."""

@@ -2,16 +2,30 @@
 
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from penstock.errors import Reason
 
 TENANT_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 
+
+
+def _storable(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which is no text") from None
+    if "\0" in value:
+        raise ValueError("it holds a NUL character, which Postgres cannot store")
+    return value
+
+
 Tenant = Annotated[str, Field(pattern=f"^{TENANT_PATTERN}$")]
+Text = Annotated[str, AfterValidator(_storable)]
 NanoDollars = int
 
 
@@ -105,20 +119,25 @@ class ModelAnswer(Frozen):
 
 
 class JobRequest(Frozen):
-    """A request as a door has understood it: the document is text by now, nothing else has been looked up yet."""
+    """A request as it comes to a door: well formed, and nothing looked up yet.
 
-    tenant: str
-    prompt: str
-    prompt_version: str | None = None
-    variables: dict[str, str] = Field(default_factory=dict)
-    document: str | None = None
-    document_name: str | None = None
-    tier: str | None = None
+    A `document` is text, bytes with their `media_type`, or a path; text is plain unless `media_type` says otherwise.
+    Without a `tier` the prompt's own is used, without a `prompt_version` the newest.
+    """
+
+    tenant: Tenant
+    prompt: Text = Field(min_length=1)
+    prompt_version: Text | None = None
+    variables: dict[Text, Text] = Field(default_factory=dict)
+    document: Text | bytes | Path | None = None
+    media_type: Text | None = None
+    document_name: Text | None = Field(default=None, max_length=255)
+    tier: Text | None = None
     lane: Lane = Lane.INTERACTIVE
     priority: int = Field(default=5, ge=0, le=9)
-    idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
+    idempotency_key: Text | None = Field(default=None, min_length=1, max_length=200)
     deadline: AwareDatetime | None = None
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[Text, Text] = Field(default_factory=dict)
 
 
 class Job(Frozen):

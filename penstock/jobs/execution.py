@@ -1,0 +1,157 @@
+"""One attempt of a job: claim it, then end it in exactly one way. It must not know what the attempt does.
+
+`claim` and `finish` take many rows at once, because a pool's jobs share their statements; each answers row by row.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from penstock.errors import Reason
+from penstock.schemas import JobState, Lane, PromptReference
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The wish of a worker to run a job."""
+
+    job_id: UUID
+    worker: str
+
+
+@dataclass(frozen=True)
+class ClaimedJob:
+    """A job that this worker runs now, and nobody else: everything its attempt needs to know."""
+
+    id: UUID
+    fence: int
+    worker: str
+    tenant: str
+    prompt: PromptReference
+    tier: str
+    lane: Lane
+    failures: int
+    deadline: datetime | None
+    created_at: datetime
+    started_at: datetime
+    waited_s: float
+    variables: dict[str, str]
+    document: str | None
+
+
+CLAIM = text("""
+    WITH wanted AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(job_id uuid, worker text)
+    ), claimed AS (
+        UPDATE jobs SET state = 'running', fence = fence + 1, attempts = attempts + 1, worker = wanted.worker,
+            started_at = now()
+        FROM wanted JOIN workers ON workers.id = wanted.worker AND workers.lease_until > now()
+        WHERE jobs.id = wanted.job_id AND jobs.state = 'released'
+            AND (jobs.deadline IS NULL OR jobs.deadline > now())
+        RETURNING jobs.*
+    ), history AS (
+        INSERT INTO attempts (job_id, fence, worker, released_at) SELECT id, fence, worker, released_at FROM claimed
+    )
+    SELECT claimed.*, payloads.variables, payloads.document,
+        extract(epoch FROM now() - released_at)::float8 AS waited_s
+    FROM claimed JOIN payloads ON payloads.job_id = claimed.id
+""")
+
+
+def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | None]:
+    """Take released jobs for live workers; None where there is nothing to take: a second delivery, a cancelled job."""
+    rows = json.dumps([{"job_id": str(claim.job_id), "worker": claim.worker} for claim in claims])
+    taken = {}
+    for row in connection.execute(CLAIM, {"rows": rows}):
+        taken[row.id] = ClaimedJob(
+            id=row.id,
+            fence=row.fence,
+            worker=row.worker,
+            tenant=row.tenant,
+            prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
+            tier=row.tier,
+            lane=Lane(row.lane),
+            failures=row.failures,
+            deadline=row.deadline,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            waited_s=row.waited_s,
+            variables=row.variables,
+            document=row.document,
+        )
+    return [taken.pop(claim.job_id, None) for claim in claims]
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    RETRIED = "retried"
+    DEAD = "dead"
+    HANDED_BACK = "handed_back"
+
+    @property
+    def state(self) -> JobState:
+        """The state that the job goes to."""
+        return {
+            Outcome.SUCCEEDED: JobState.SUCCEEDED,
+            Outcome.DEAD: JobState.DEAD,
+            Outcome.RETRIED: JobState.RETRYING,
+            Outcome.HANDED_BACK: JobState.RETRYING,
+        }[self]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one attempt ends. `delay_s` is for a retry; `failed` says that it counts against the tier's limit."""
+
+    job_id: UUID
+    fence: int
+    outcome: Outcome
+    reason: Reason | None = None
+    detail: str | None = None
+    delay_s: float = 0.0
+    failed: bool = False
+    result: str | None = None
+    model_asked: str | None = None
+    model_served: str | None = None
+
+
+FINISH = text("""
+    WITH given AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
+            job_id uuid, fence bigint, outcome text, state text, reason text, detail text, delay_s float8,
+            failed boolean, result text, model_asked text, model_served text)
+    ), ended AS (
+        UPDATE jobs SET state = given.state, reason = given.reason, detail = given.detail,
+            failures = failures + given.failed::integer,
+            due_at = CASE WHEN given.state = 'retrying' THEN now() + make_interval(secs => given.delay_s) ELSE due_at END,
+            ended_at = CASE WHEN given.state = 'retrying' THEN NULL ELSE now() END
+        FROM given
+        WHERE jobs.id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running'
+        RETURNING jobs.id
+    ), history AS (
+        UPDATE attempts SET ended_at = now(), outcome = given.outcome, reason = given.reason, detail = given.detail
+        FROM given
+        WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence AND given.job_id IN (SELECT id FROM ended)
+    ), stored AS (
+        INSERT INTO results (job_id, text, model_asked, model_served)
+        SELECT job_id, result, model_asked, model_served FROM given
+        WHERE outcome = 'succeeded' AND job_id IN (SELECT id FROM ended)
+    )
+    SELECT id FROM ended
+""")
+
+
+def finish(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
+    """End attempts; False where the job belongs to a later run or was cancelled, and nothing was changed."""
+    rows = [
+        asdict(ending) | {"job_id": str(ending.job_id), "state": ending.outcome.state.value} for ending in endings
+    ]
+    ended = {row.id for row in connection.execute(FINISH, {"rows": json.dumps(rows)})}
+    return [ending.job_id in ended for ending in endings]

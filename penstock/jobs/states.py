@@ -1,0 +1,16 @@
+"""The state diagram of a job. It must not know how a transition is carried out."""
+
+from penstock.schemas import JobState
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RELEASED, JobState.CANCELLED, JobState.DEAD}),
+    JobState.RELEASED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.DEAD}),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.RETRYING, JobState.CANCELLED, JobState.DEAD}),
+    JobState.RETRYING: frozenset({JobState.RELEASED, JobState.CANCELLED, JobState.DEAD}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.DEAD: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+}
+"""What may follow what. Dead letters are replayed to queued, or discarded to cancelled."""
+
+LIVE = tuple(state for state in JobState if not state.is_terminal)

@@ -1,0 +1,147 @@
+"""Jobs become rows. It must not know how a request was checked, or that there is a broker."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from penstock.errors import IdempotencyConflictError
+from penstock.schemas import JobState, Lane, PromptReference
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A request that has passed the door, complete with everything that was looked up for it."""
+
+    id: UUID
+    tenant: str
+    prompt: PromptReference
+    tier: str
+    lane: Lane
+    priority: int
+    estimated_tokens: int
+    variables: dict[str, str]
+    document: str | None
+    document_name: str | None
+    metadata: dict[str, str]
+    idempotency_key: str | None
+    content_digest: str
+    deadline: datetime | None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The row that stands for a request; `created` is False when an earlier request had the same key."""
+
+    id: UUID
+    state: JobState
+    tier: str
+    lane: Lane
+    created: bool
+
+
+INSERT = text("""
+    WITH given AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
+            position integer, id uuid, tenant text, prompt_id text, prompt_version text, prompt_digest text,
+            tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb, document text,
+            document_name text, metadata jsonb, idempotency_key text, content_digest text, deadline timestamptz)
+    ), outstanding AS (
+        SELECT tenant, tier, count(*) AS jobs FROM jobs
+        WHERE state IN ('released', 'running') AND (tenant, tier) IN (SELECT tenant, tier FROM given)
+        GROUP BY tenant, tier
+    ), ranked AS (
+        SELECT given.*, coalesce(outstanding.jobs, 0)
+            + row_number() OVER (PARTITION BY given.tenant, given.tier, given.lane ORDER BY position) AS nth
+        FROM given LEFT JOIN outstanding USING (tenant, tier)
+    ), made AS (
+        INSERT INTO jobs (id, tenant, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
+            priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline)
+        SELECT id, tenant,
+            CASE WHEN lane = 'interactive' AND nth <= :window THEN 'released' ELSE 'queued' END,
+            CASE WHEN lane = 'interactive' AND nth <= :window THEN now() END,
+            prompt_id, prompt_version, prompt_digest, tier, lane,
+            priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline
+        FROM ranked ORDER BY position
+        ON CONFLICT DO NOTHING
+        RETURNING id, state, tier, lane
+    ), stored AS (
+        INSERT INTO payloads (job_id, variables, document)
+        SELECT id, variables, document FROM given WHERE id IN (SELECT id FROM made)
+    )
+    SELECT id, state, tier, lane FROM made
+""")
+
+FIND = text("""
+    SELECT given.position, jobs.id, jobs.state, jobs.tier, jobs.lane, jobs.content_digest
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(
+        position integer, id uuid, tenant text, idempotency_key text)
+    JOIN jobs ON jobs.id = given.id
+        OR (jobs.tenant = given.tenant AND jobs.idempotency_key = given.idempotency_key)
+""")
+
+
+def submit(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> list[Accepted]:
+    """Insert the jobs and say what stands for each, in order; a repeat of an idempotency key gets the first job.
+
+    An interactive job is born released while its tenant has fewer than `window` jobs outstanding in the tier.
+    Raises IdempotencyConflictError when a key was used before with other content; the caller rolls back.
+    """
+    rows = json.dumps([_row(position, job) for position, job in enumerate(jobs)])
+    made = {row.id: row for row in connection.execute(INSERT, {"rows": rows, "window": window})}
+    repeats = [job for job in jobs if job.id not in made]
+    found = _find(connection, repeats)
+    accepted = []
+    for job in jobs:
+        row = made.get(job.id) or found[job.id]
+        accepted.append(Accepted(row.id, JobState(row.state), row.tier, Lane(row.lane), created=job.id in made))
+    return accepted
+
+
+def _find(connection: Connection, repeats: Sequence[NewJob]) -> dict[UUID, object]:
+    if not repeats:
+        return {}
+    keys = [
+        {"position": n, "id": str(job.id), "tenant": job.tenant, "idempotency_key": job.idempotency_key}
+        for n, job in enumerate(repeats)
+    ]
+    found = {}
+    for row in connection.execute(FIND, {"rows": json.dumps(keys)}):
+        job = repeats[row.position]
+        if row.content_digest != job.content_digest:
+            raise IdempotencyConflictError(
+                "idempotency_key",
+                f"{job.idempotency_key or str(job.id)!r} was used before by tenant {job.tenant!r} with other content",
+                "use a new key for a new request, or send the first request again unchanged",
+            )
+        found[job.id] = row
+    return found
+
+
+def _row(position: int, job: NewJob) -> dict[str, object]:
+    row = asdict(job)
+    del row["prompt"]
+    return row | {
+        "position": position,
+        "id": str(job.id),
+        "prompt_id": job.prompt.id,
+        "prompt_version": job.prompt.version,
+        "prompt_digest": job.prompt.digest,
+        "deadline": job.deadline.isoformat() if job.deadline else None,
+    }
+
+
+BURY_REFUSED = text("""
+    INSERT INTO jobs (id, tenant, state, prompt_id, prompt_version, prompt_digest, tier, lane, priority,
+        estimated_tokens, metadata, content_digest, ended_at, reason, detail)
+    VALUES (:id, :tenant, 'dead', :prompt, '', '', '', 'interactive', 5, 0, '{}', '', now(), 'invalid', :detail)
+    ON CONFLICT DO NOTHING
+""")
+
+
+def bury_refused(connection: Connection, job_id: UUID, *, tenant: str, prompt: str, detail: str) -> None:
+    """Record a request that Celery's door refused, as dead with reason `invalid` and without its content."""
+    connection.execute(BURY_REFUSED, {"id": job_id, "tenant": tenant, "prompt": prompt, "detail": detail})

@@ -1,0 +1,1 @@
+"""Where rows live. It must not know what a row means."""

@@ -1,0 +1,114 @@
+"""Many small writes made into one. It must not know what is written.
+
+Jobs of one process that do the same step within a few milliseconds share one multi-row statement and one commit.
+While Postgres is away, the rows wait here and are tried again: `write` must bear to be repeated, since a connection
+that breaks during a commit hides whether it happened.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+Row = TypeVar("Row")
+Answer = TypeVar("Answer")
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 2.0
+
+Write = Callable[[Connection, Sequence[Row]], Sequence[Answer]]
+
+
+class Gatherer(Generic[Row, Answer]):
+    """Calls `write` with the rows of all who asked within `wait_s`; `write` answers each row, in order."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        write: Write[Row, Answer],
+        *,
+        wait_s: float = 0.003,
+        most: int = 200,
+        patience_s: float = 60.0,
+    ) -> None:
+        """Write on `engine`, at most `most` rows a statement; raise what Postgres raised after `patience_s`."""
+        self._engine = engine
+        self._write = write
+        self._wait_s = wait_s
+        self._most = most
+        self._patience_s = patience_s
+        self._waiting: list[tuple[Row, asyncio.Future[Answer]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
+
+    async def add(self, row: Row) -> Answer:
+        """Write `row` together with others and give the answer to it, once it is committed.
+
+        A caller that is cancelled meanwhile does not take its row back.
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((row, future))
+        if len(self._waiting) >= self._most:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._flush)
+        return await future
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch, self._waiting = self._waiting, []
+        if batch:
+            task = asyncio.get_running_loop().create_task(self._commit(batch))
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
+
+    async def _commit(self, batch: list[tuple[Row, asyncio.Future[Answer]]]) -> None:
+        try:
+            answers = await self._transaction([row for row, _ in batch])
+        except DBAPIError as error:
+            await self._commit_apart(batch, error)
+        except BaseException as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+
+    async def _commit_apart(self, batch: list[tuple[Row, asyncio.Future[Answer]]], error: DBAPIError) -> None:
+        """Write the rows one by one, so that one that Postgres refuses does not take the others with it."""
+        if len(batch) > 1 and not _is_away(error):
+            for entry in batch:
+                await self._commit([entry])
+            return
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(error)
+
+    async def _transaction(self, rows: Sequence[Row]) -> Sequence[Answer]:
+        """Commit the rows; while Postgres is away, try again with growing pauses until `patience_s` has passed."""
+        loop = asyncio.get_running_loop()
+        gives_up_at = loop.time() + self._patience_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                async with self._engine.begin() as connection:
+                    return await connection.run_sync(self._write, rows)
+            except DBAPIError as error:
+                if not _is_away(error) or loop.time() + pause_s > gives_up_at:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Tell a Postgres that cannot be reached from one that refuses a statement."""
+    return error.connection_invalidated or isinstance(error, OperationalError)
