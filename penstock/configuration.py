@@ -1,0 +1,27 @@
+"""Checks that all configuration holds together, as a pool would when it starts. It must not know what runs."""
+
+from penstock.errors import ConfigurationError, InvalidRequestError
+from penstock.money.prices import PriceList
+from penstock.prompts import Prompt, PromptLibrary
+from penstock.routing import Catalogue
+from penstock.settings import Settings
+
+
+def read_configuration(settings: Settings) -> tuple[Catalogue, PriceList, PromptLibrary]:
+    """Read every file and check that they hold together; raise ConfigurationError that names the file and the key."""
+    prices = PriceList.load(settings.config / "prices.toml")
+    catalogue = Catalogue.load(settings.config)
+    prompts = PromptLibrary.load(settings.prompts)
+    for name in catalogue.deployment_names:
+        prices.require(name)
+    for prompt in prompts:
+        _require_tier(catalogue, prompt, settings)
+    return catalogue, prices, prompts
+
+
+def _require_tier(catalogue: Catalogue, prompt: Prompt, settings: Settings) -> None:
+    try:
+        catalogue.tier(prompt.default_tier)
+    except InvalidRequestError as error:
+        manifest = settings.prompts / prompt.reference.id / prompt.reference.version / "prompt.toml"
+        raise ConfigurationError(str(manifest), "key 'default_tier'", error.reason, error.cure) from error

@@ -1,0 +1,169 @@
+"""One row for each physical provider call. It must not know prices, and it holds no text.
+
+`intend` is committed before the bytes leave; `settle` states the truth, together with the answer that was paid for.
+An open row costs its upper bound, so that the sum is never below what the provider will ask for.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from penstock.errors import Reason
+from penstock.schemas import NanoDollars
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A call that is about to be made."""
+
+    call_id: UUID
+    job_id: UUID
+    fence: int
+    tenant: str
+    prompt_id: str
+    prompt_version: str
+    tier: str
+    deployment: str
+    account: str
+    model_asked: str
+    price_version: str
+    upper_bound_nanodollars: NanoDollars
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What came of a call. Without `nanodollars` nobody knows, and the upper bound stays."""
+
+    call_id: UUID
+    nanodollars: NanoDollars | None
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    reason: Reason | None = None
+    request_digest: str | None = None
+    model_served: str | None = None
+    finish_reason: str | None = None
+    answer: str | None = None
+
+
+INTEND = text("""
+    WITH given AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
+            call_id uuid, job_id uuid, fence bigint, tenant text, prompt_id text, prompt_version text, tier text,
+            deployment text, account text, model_asked text, price_version text, upper_bound_nanodollars bigint)
+    ), owned AS (
+        SELECT id FROM jobs JOIN given ON jobs.id = given.job_id AND jobs.fence = given.fence
+        WHERE jobs.state = 'running'
+    )
+    INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
+        model_asked, price_version, state, upper_bound_nanodollars, nanodollars)
+    SELECT call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
+        model_asked, price_version, 'intent', upper_bound_nanodollars, upper_bound_nanodollars
+    FROM given WHERE job_id IN (SELECT id FROM owned)
+    ON CONFLICT (call_id) DO UPDATE SET call_id = excluded.call_id
+    RETURNING call_id
+""")
+
+SETTLE = text("""
+    WITH given AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
+            call_id uuid, nanodollars bigint, input_tokens bigint, cached_input_tokens bigint, output_tokens bigint,
+            reason text, request_digest text, model_served text, finish_reason text, answer text)
+    ), settled AS (
+        UPDATE ledger SET settled_at = now(), reason = given.reason, model_served = given.model_served,
+            state = CASE WHEN given.nanodollars IS NULL THEN 'unknown' ELSE 'settled' END,
+            nanodollars = coalesce(given.nanodollars, ledger.upper_bound_nanodollars),
+            input_tokens = given.input_tokens, cached_input_tokens = given.cached_input_tokens,
+            output_tokens = given.output_tokens
+        FROM given
+        WHERE ledger.call_id = given.call_id
+            AND (ledger.state = 'intent' OR (ledger.state = 'unknown' AND given.nanodollars IS NOT NULL))
+        RETURNING ledger.call_id, ledger.job_id
+    )
+    INSERT INTO answers (job_id, request_digest, call_id, model_served, finish_reason, text)
+    SELECT settled.job_id, given.request_digest, given.call_id, given.model_served, given.finish_reason, given.answer
+    FROM given JOIN settled USING (call_id) WHERE given.answer IS NOT NULL
+    ON CONFLICT DO NOTHING
+""")
+
+ANSWER = text("""
+    SELECT given.position, answers.* FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+        AS given(position integer, job_id uuid, request_digest text)
+    JOIN answers USING (job_id, request_digest)
+""")
+
+ABANDON = text("""
+    UPDATE ledger SET state = 'unknown', settled_at = now(), reason = 'worker_lost'
+    WHERE state = 'intent' AND intended_at < now() - make_interval(secs => :older_than_s)
+        AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id AND jobs.fence = ledger.fence
+            AND jobs.state = 'running')
+    RETURNING call_id
+""")
+
+TOTALS = text("""
+    SELECT count(*) AS calls, coalesce(sum(nanodollars), 0)::bigint AS nanodollars,
+        coalesce(sum(input_tokens + cached_input_tokens), 0)::bigint AS input_tokens,
+        coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
+        count(*) FILTER (WHERE state <> 'settled') AS open
+    FROM ledger
+""")
+
+
+@dataclass(frozen=True)
+class JournaledAnswer:
+    """An answer that was paid for by an earlier call of the same job."""
+
+    call_id: UUID
+    model_served: str
+    finish_reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class LedgerTotals:
+    """The whole ledger in a line; `open` counts rows whose truth is not known."""
+
+    calls: int
+    nanodollars: NanoDollars
+    input_tokens: int
+    output_tokens: int
+    open: int
+
+
+def intend(connection: Connection, intents: Sequence[Intent]) -> list[bool]:
+    """Write down calls before they are made; False where the job belongs to a later run: do not call."""
+    rows = [
+        asdict(intent) | {"call_id": str(intent.call_id), "job_id": str(intent.job_id)} for intent in intents
+    ]
+    written = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})}
+    return [intent.call_id in written for intent in intents]
+
+
+def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[None]:
+    """State what calls came to and keep their answers, in one transaction; a repeat changes nothing."""
+    rows = [asdict(settlement) | {"call_id": str(settlement.call_id)} for settlement in settlements]
+    connection.execute(SETTLE, {"rows": json.dumps(rows)})
+    return [None] * len(settlements)
+
+
+def recall(connection: Connection, wanted: Sequence[tuple[UUID, str]]) -> list[JournaledAnswer | None]:
+    """Look up answers by job and request digest: what was paid for is not asked again."""
+    rows = [{"position": n, "job_id": str(job), "request_digest": digest} for n, (job, digest) in enumerate(wanted)]
+    answers: list[JournaledAnswer | None] = [None] * len(wanted)
+    for row in connection.execute(ANSWER, {"rows": json.dumps(rows)}):
+        answers[row.position] = JournaledAnswer(row.call_id, row.model_served, row.finish_reason, row.text)
+    return answers
+
+
+def abandon(connection: Connection, *, older_than_s: float) -> list[UUID]:
+    """Mark calls `unknown` whose run is over and that nobody settled for `older_than_s` seconds."""
+    return [row.call_id for row in connection.execute(ABANDON, {"older_than_s": older_than_s})]
+
+
+def totals(connection: Connection) -> LedgerTotals:
+    """Sum the ledger."""
+    row = connection.execute(TOTALS).one()
+    return LedgerTotals(row.calls, row.nanodollars, row.input_tokens, row.output_tokens, row.open)

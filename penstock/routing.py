@@ -1,0 +1,120 @@
+"""Which tiers exist, and which deployment serves each. It must not know what is asked, or what it costs."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from penstock.errors import ConfigurationError, InvalidRequestError
+from penstock.providers.base import Deployment
+from penstock.schemas import Frozen
+from penstock.settings import read_secret, read_toml
+
+
+class TierEntry(Frozen):
+    """A table of tiers.toml: a class of models that serve alike, its pool and its limits."""
+
+    deployments: tuple[str, ...] = Field(min_length=1, description="names in models.toml, the preferred one first")
+    concurrency: int = Field(gt=0, description="jobs in flight in one pool process")
+    timeout_s: float = Field(gt=0, description="one call, from the first byte sent to the last byte read")
+    max_failures: int = Field(gt=0, description="failed attempts before a job is dead; a 429 is none")
+
+
+class Tier(TierEntry):
+    """A tier with its name."""
+
+    name: str
+
+
+class TierFile(Frozen):
+    """The shape of tiers.toml."""
+
+    tiers: dict[str, TierEntry] = Field(min_length=1)
+
+
+class ModelEntry(Frozen):
+    """A table of models.toml: `*_env` names the environment variable that holds the value."""
+
+    model: str = Field(min_length=1)
+    account: str = Field(min_length=1)
+    api_base: str | None = None
+    api_base_env: str | None = None
+    api_key_env: str | None = None
+    context_window: int = Field(gt=0)
+    max_output_tokens: int = Field(gt=0)
+
+
+class ModelFile(Frozen):
+    """The shape of models.toml."""
+
+    models: dict[str, ModelEntry] = Field(min_length=1)
+
+
+class Catalogue:
+    """The tiers and their deployments, as the configuration has them."""
+
+    def __init__(self, tiers: dict[str, Tier], deployments: dict[str, Deployment]) -> None:
+        """Keep what `load` has checked."""
+        self._tiers = tiers
+        self._deployments = deployments
+
+    @classmethod
+    def load_tiers(cls, folder: Path) -> "Catalogue":
+        """Read tiers.toml alone, which is all that a producer needs: it has no provider's key."""
+        entries = read_toml(folder / "tiers.toml", TierFile).tiers
+        return cls({name: Tier(name=name, **entry.model_dump()) for name, entry in entries.items()}, {})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Catalogue":
+        """Read tiers.toml and models.toml; raise ConfigurationError for what does not hold together."""
+        tiers = cls.load_tiers(folder)._tiers
+        path = folder / "models.toml"
+        entries = read_toml(path, ModelFile).models
+        for tier in tiers.values():
+            for name in tier.deployments:
+                if name not in entries:
+                    raise ConfigurationError(
+                        str(folder / "tiers.toml"),
+                        f"key 'tiers.{tier.name}.deployments'",
+                        f"there is no model {name!r} in {path}",
+                        f"use one of {sorted(entries)}, or add it there",
+                    )
+        used = sorted({name for tier in tiers.values() for name in tier.deployments})
+        return cls(tiers, {name: _deployment(path, name, entries[name]) for name in used})
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Give the tiers in the order of the file."""
+        return tuple(self._tiers.values())
+
+    @property
+    def deployment_names(self) -> tuple[str, ...]:
+        """Give the names of the deployments that the tiers use; each needs a price."""
+        return tuple(self._deployments)
+
+    def tier(self, name: str) -> Tier:
+        """Find a tier; raise InvalidRequestError that lists those that exist."""
+        if name not in self._tiers:
+            raise InvalidRequestError(
+                "tier", f"there is no tier {name!r}", f"use one of {sorted(self._tiers)}, or none for the prompt's own"
+            )
+        return self._tiers[name]
+
+    def deployments(self, tier: str) -> tuple[Deployment, ...]:
+        """Give the deployments of a tier in order of preference."""
+        return tuple(self._deployments[name] for name in self.tier(tier).deployments)
+
+
+def _deployment(path: Path, name: str, entry: ModelEntry) -> Deployment:
+    def secret(key: str, variable: str | None) -> SecretStr | None:
+        return read_secret(path, f"models.{name}.{key}", variable) if variable else None
+
+    base = secret("api_base_env", entry.api_base_env)
+    return Deployment(
+        name=name,
+        model=entry.model,
+        account=entry.account,
+        api_base=base.get_secret_value() if base else entry.api_base,
+        api_key=secret("api_key_env", entry.api_key_env),
+        context_window=entry.context_window,
+        max_output_tokens=entry.max_output_tokens,
+    )
