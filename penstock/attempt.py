@@ -1,0 +1,140 @@
+"""One attempt of one job: claim, complete, end. It must not know Celery; its caller turns the report into a state."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from penstock import ai, telemetry
+from penstock.errors import FencedError, OutputInvalidError, ProviderError, Reason
+from penstock.house import House
+from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
+from penstock.retry import Bury, Failure, decide
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the attempt ended. None as outcome: there was nothing to claim, or the job was taken over meanwhile."""
+
+    job_id: UUID
+    outcome: Outcome | None
+    reason: Reason | None = None
+    detail: str | None = None
+    delay_s: float = 0.0
+    model: str | None = None
+    cost_nanodollars: int = 0
+
+
+async def run(house: House, job_id: UUID, *, time_limits: Sequence[type[Exception]] = ()) -> Report:
+    """Run one attempt; `time_limits` are the errors by which the caller says that the time is up.
+
+    Safe to run twice and beside itself: the claim lets one run through, and the fence lets only that one end it.
+    A cancellation hands the job back and is raised again.
+    """
+    job = await house.journal.claim.add(Claim(job_id, house.worker))
+    if job is None:
+        telemetry.emit("job.not_claimable", job=str(job_id))
+        return Report(job_id, None)
+    telemetry.bind(job=str(job.id), attempt=job.fence, tenant=job.tenant, tier=job.tier)
+    telemetry.emit("job.claimed", worker=house.worker, waited_s=round(job.waited_s, 3))
+    house.running.enter(job)
+    try:
+        ending, cost = await _work(house, job, tuple(time_limits))
+        return await _end(house, job, ending, cost)
+    except asyncio.CancelledError:
+        await _end(house, job, Ending(job.id, job.fence, Outcome.HANDED_BACK, detail="the run was stopped"), 0)
+        raise
+    finally:
+        house.running.leave(job)
+
+
+async def _work(house: House, job: ClaimedJob, time_limits: tuple[type[Exception], ...]) -> tuple[Ending, int]:
+    """Ask the model and say how the attempt should end, with what it cost."""
+    try:
+        completion = await ai.complete(house, _request(job))
+    except ProviderError as error:
+        return _failed(house, job, error.reason, str(error), error.retry_after_s), 0
+    except OutputInvalidError as error:
+        return _failed(house, job, Reason.OUTPUT_INVALID, str(error)), 0
+    except FencedError as error:
+        return Ending(job.id, job.fence, Outcome.HANDED_BACK, detail=str(error)), 0
+    except time_limits as error:
+        return _failed(house, job, Reason.TIME_LIMIT, type(error).__name__), 0
+    except Exception as error:  # noqa: BLE001 - the job must end in a state, whatever a room raised
+        telemetry.failed(error)
+        return _failed(house, job, Reason.INTERNAL, type(error).__name__), 0
+    ending = Ending(
+        job.id,
+        job.fence,
+        Outcome.SUCCEEDED,
+        result=completion.text,
+        model_asked=completion.model_asked,
+        model_served=completion.model_served,
+    )
+    return ending, completion.cost_nanodollars
+
+
+def _request(job: ClaimedJob) -> ai.CompletionRequest:
+    return ai.CompletionRequest(
+        prompt=job.prompt,
+        variables=job.variables,
+        document=job.document,
+        model=job.tier,
+        context=ai.CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, deadline=job.deadline),
+    )
+
+
+def _failed(
+    house: House, job: ClaimedJob, reason: Reason, detail: str, retry_after_s: float | None = None
+) -> Ending:
+    failure = Failure(
+        reason=reason,
+        failures=job.failures,
+        max_failures=house.catalogue.tier(job.tier).max_failures,
+        now=house.clock.now(),
+        deadline=job.deadline,
+        retry_after_s=retry_after_s,
+    )
+    verdict = decide(failure, house.backoff, random.random())  # noqa: S311 - jitter, not a secret
+    if isinstance(verdict, Bury):
+        return Ending(job.id, job.fence, Outcome.DEAD, reason=verdict.reason, detail=detail, failed=True)
+    return Ending(
+        job.id, job.fence, Outcome.RETRIED, reason=reason, detail=detail, delay_s=verdict.delay_s, failed=verdict.counts
+    )
+
+
+async def _end(house: House, job: ClaimedJob, ending: Ending, cost_nanodollars: int) -> Report:
+    if not await house.journal.finish.add(ending):
+        telemetry.emit("job.fenced")
+        return Report(job.id, None)
+    _tell(house, job, ending, cost_nanodollars)
+    return Report(
+        job.id,
+        ending.outcome,
+        reason=ending.reason,
+        detail=ending.detail,
+        delay_s=ending.delay_s,
+        model=ending.model_served,
+        cost_nanodollars=cost_nanodollars,
+    )
+
+
+def _tell(house: House, job: ClaimedJob, ending: Ending, cost_nanodollars: int) -> None:
+    match ending.outcome:
+        case Outcome.SUCCEEDED:
+            latency_s = (house.clock.now() - job.started_at).total_seconds()
+            telemetry.emit(
+                "job.succeeded",
+                model=ending.model_served,
+                cost_nanodollars=cost_nanodollars,
+                latency_s=round(latency_s, 3),
+            )
+        case Outcome.RETRIED:
+            telemetry.emit(
+                "job.retrying", reason=ending.reason, detail=ending.detail, delay_s=round(ending.delay_s, 3)
+            )
+        case Outcome.DEAD:
+            telemetry.emit("job.dead", reason=ending.reason, detail=ending.detail)
+        case Outcome.HANDED_BACK:
+            telemetry.emit("job.handed_back")

@@ -1,0 +1,220 @@
+"""The producer's door. It must not import LiteLLM, and it is quick to import.
+
+    from penstock.client import Client
+
+    client = Client()
+    job_id = client.submit(tenant="acme", prompt="summarise_document", document=Path("report.pdf"))
+    print(client.wait(job_id, timeout_s=120).result)
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection
+
+from penstock.client.doorbell import Doorbell
+from penstock.clock import SystemClock
+from penstock.errors import JobCancelledError, JobDeadError, JobNotFoundError, Reason, WaitTimeoutError
+from penstock.intake import Intake
+from penstock.jobs import dead_letters, queries
+from penstock.jobs.queries import Attempt, Filter
+from penstock.jobs.release import Release
+from penstock.jobs.submission import Accepted, NewJob, submit
+from penstock.money import ledger
+from penstock.money.ledger import LedgerTotals
+from penstock.schemas import Job, JobState, Lane
+from penstock.settings import Settings, default_settings
+from penstock.store.db import sync_engine
+
+__all__ = ["Client"]
+
+FIRST_POLL_S = 0.02
+SLOWEST_POLL_S = 0.5
+ROWS_A_STATEMENT = 500
+
+
+class Client:
+    """Submits jobs and gives their results. Safe to share between threads."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Connect as the environment says; raise ConfigurationError for a setting or file that is wrong."""
+        self._settings = settings or default_settings()
+        self._intake = Intake.load(self._settings, SystemClock())
+        self._engine = sync_engine(self._settings.require_database_url())
+        self._doorbell = Doorbell(self._settings.require_broker_url())
+
+    def __enter__(self) -> Self:
+        """Use the client for the length of a block."""
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._doorbell.close()
+        self._engine.dispose()
+
+    def submit(
+        self,
+        *,
+        tenant: str,
+        prompt: str = "summarise_document",
+        document: str | bytes | Path | None = None,
+        media_type: str | None = None,
+        document_name: str | None = None,
+        variables: Mapping[str, str] | None = None,
+        prompt_version: str | None = None,
+        tier: str | None = None,
+        lane: Lane | str = Lane.INTERACTIVE,
+        priority: int = 5,
+        idempotency_key: str | None = None,
+        deadline: datetime | None = None,
+        metadata: Mapping[str, str] | None = None,
+        connection: Connection | None = None,
+    ) -> UUID:
+        """Accept one job and give its id; raise InvalidRequestError, with nothing stored, when it is refused.
+
+        With a `connection`, the job is part of the caller's transaction: it exists when the caller commits.
+        """
+        fields = {
+            "tenant": tenant,
+            "prompt": prompt,
+            "document": document,
+            "media_type": media_type,
+            "document_name": document_name,
+            "variables": dict(variables or {}),
+            "prompt_version": prompt_version,
+            "tier": tier,
+            "lane": lane,
+            "priority": priority,
+            "idempotency_key": idempotency_key,
+            "deadline": deadline,
+            "metadata": dict(metadata or {}),
+        }
+        return self.submit_many([fields], connection=connection)[0]
+
+    def submit_many(
+        self, requests: Iterable[Mapping[str, Any]], *, connection: Connection | None = None
+    ) -> list[UUID]:
+        """Accept many jobs, each given as a mapping of the fields of `submit`: all of them, or none.
+
+        The InvalidRequestError of a refused one says which by its number, from 0.
+        """
+        jobs = [self._accept(number, fields) for number, fields in enumerate(requests)]
+        if connection is not None:
+            return [accepted.id for accepted in self._insert(connection, jobs, window=0)]
+        with self._engine.begin() as own:
+            accepted = self._insert(own, jobs, window=self._settings.interactive_window)
+        self._ring(jobs, accepted)
+        return [job.id for job in accepted]
+
+    def get(self, job_id: UUID | str) -> Job:
+        """Look a job up; raise JobNotFoundError."""
+        key = UUID(str(job_id))
+        with self._engine.connect() as connection:
+            jobs = queries.get(connection, [key])
+        if key not in jobs:
+            raise JobNotFoundError(f"there is no job {job_id}")
+        return jobs[key]
+
+    def wait(self, job_id: UUID | str, timeout_s: float | None = None) -> Job:
+        """Wait for a job to succeed and give it.
+
+        Raises JobDeadError with its reason, JobCancelledError, JobNotFoundError, or WaitTimeoutError after
+        `timeout_s` seconds, which leaves the job as it is.
+        """
+        key = UUID(str(job_id))
+        self.wait_all([key], timeout_s=timeout_s)
+        return succeeded(self.get(key))
+
+    def wait_all(
+        self,
+        job_ids: Iterable[UUID],
+        *,
+        timeout_s: float | None = None,
+        progress: Callable[[dict[UUID, JobState]], None] | None = None,
+    ) -> dict[UUID, JobState]:
+        """Wait until every job has ended, however it did; `progress` is called with the states after each look."""
+        keys = list(job_ids)
+        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = FIRST_POLL_S
+        while True:
+            with self._engine.connect() as connection:
+                states = queries.states(connection, keys)
+            missing = [key for key in keys if key not in states]
+            if missing:
+                raise JobNotFoundError(f"there is no job {missing[0]}")
+            if progress is not None:
+                progress(states)
+            if all(state.is_terminal for state in states.values()):
+                return states
+            if ends_at is not None and time.monotonic() + pause_s > ends_at:
+                waiting = sum(not state.is_terminal for state in states.values())
+                raise WaitTimeoutError(f"{waiting} of {len(keys)} jobs had not ended after {timeout_s} s; they go on")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, SLOWEST_POLL_S)
+
+    def cancel(self, *job_ids: UUID | str) -> list[UUID]:
+        """Cancel jobs that have not ended and give the ids of those; a call in flight is stopped."""
+        with self._engine.begin() as connection:
+            cancelled = queries.cancel(connection, [UUID(str(job_id)) for job_id in job_ids])
+        self._doorbell.revoke(cancelled)
+        return cancelled
+
+    def find(self, which: Filter, *, most: int = 50) -> list[Job]:
+        """List jobs, the newest first."""
+        with self._engine.connect() as connection:
+            return queries.find(connection, which, most=most)
+
+    def history(self, job_id: UUID | str) -> list[Attempt]:
+        """Give every attempt of a job, the oldest first."""
+        with self._engine.connect() as connection:
+            return queries.attempts(connection, UUID(str(job_id)))
+
+    def replay(self, job_ids: Iterable[UUID]) -> list[UUID]:
+        """Queue dead jobs anew and give the ids of those that were dead and can run."""
+        with self._engine.begin() as connection:
+            return dead_letters.replay(connection, list(job_ids))
+
+    def discard(self, job_ids: Iterable[UUID]) -> list[UUID]:
+        """Take dead jobs out of the dead letters and give the ids of those that were dead."""
+        with self._engine.begin() as connection:
+            return dead_letters.discard(connection, list(job_ids))
+
+    def ledger_totals(self) -> LedgerTotals:
+        """Sum the ledger over all tenants."""
+        with self._engine.connect() as connection:
+            return ledger.totals(connection)
+
+    def _accept(self, number: int, fields: Mapping[str, Any]) -> NewJob:
+        return self._intake.accept(uuid4(), {"prompt": "summarise_document", **fields})
+
+    def _insert(self, connection: Connection, jobs: list[NewJob], *, window: int) -> list[Accepted]:
+        accepted = []
+        for start in range(0, len(jobs), ROWS_A_STATEMENT):
+            accepted += submit(connection, jobs[start : start + ROWS_A_STATEMENT], window=window)
+        return accepted
+
+    def _ring(self, jobs: list[NewJob], accepted: list[Accepted]) -> None:
+        """Send the messages of jobs that were born released; one that gets lost is sent again by the feeder."""
+        self._doorbell.ring(
+            Release(row.id, job.tenant, row.tier, row.lane, job.prompt, is_retry=False)
+            for job, row in zip(jobs, accepted, strict=True)
+            if row.created and row.state is JobState.RELEASED
+        )
+
+
+def succeeded(job: Job) -> Job:
+    """Give the job back if it succeeded; raise what its end means if it did not."""
+    if job.state is JobState.DEAD:
+        raise JobDeadError(str(job.id), job.reason or Reason.INTERNAL, job.detail or "")
+    if job.state is JobState.CANCELLED:
+        raise JobCancelledError(f"job {job.id} was cancelled")
+    return job

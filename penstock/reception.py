@@ -1,0 +1,74 @@
+"""What a message at Celery's door becomes: a job, or a dead letter that says why not. It must not know Celery."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from penstock import telemetry
+from penstock.clock import SystemClock
+from penstock.errors import InvalidRequestError
+from penstock.intake import Intake
+from penstock.jobs.submission import bury_refused, submit
+from penstock.schemas import TENANT_PATTERN
+from penstock.settings import Settings
+from penstock.store.db import async_engine
+
+PROMPT_PATTERN = r"[a-z0-9_]{1,64}"
+
+
+@dataclass(frozen=True)
+class Reception:
+    """What a process needs that takes requests in: no prices, and no provider's key."""
+
+    settings: Settings
+    engine: AsyncEngine
+    intake: Intake
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Reception":
+        """Read the configuration and connect; raise ConfigurationError."""
+        return cls(settings, async_engine(settings.require_database_url()), Intake.load(settings, SystemClock()))
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self.engine.dispose()
+
+    async def receive(self, job_id: UUID, fields: Mapping[str, Any]) -> None:
+        """Make the row of a request; the feeder releases it. Raises InvalidRequestError.
+
+        The check runs in a thread, since a parser may take seconds. A path is refused: it would name a file of ours.
+        """
+        document = fields.get("document")
+        if document is not None and not isinstance(document, str):
+            raise InvalidRequestError("document", "a message carries text only", "send a string, or use the client")
+        most = self.settings.max_inline_bytes
+        if document is not None and len(document.encode("utf-8", "replace")) > most:
+            raise InvalidRequestError("document", f"a message carries at most {most} bytes", "use the client")
+        job = await asyncio.to_thread(self.intake.accept, job_id, fields)
+        async with self.engine.begin() as connection:
+            await connection.run_sync(partial(submit, jobs=[job], window=0))
+        telemetry.emit("job.submitted", job=str(job_id), tenant=job.tenant, tier=job.tier, lane=job.lane)
+
+    async def refuse(self, job_id: UUID, fields: Mapping[str, Any], error: InvalidRequestError) -> None:
+        """Record a refused request as dead with reason `invalid`, without its content."""
+        refusal = partial(
+            bury_refused,
+            job_id=job_id,
+            tenant=_named(fields.get("tenant"), TENANT_PATTERN),
+            prompt=_named(fields.get("prompt"), PROMPT_PATTERN),
+            detail=str(error),
+        )
+        async with self.engine.begin() as connection:
+            await connection.run_sync(refusal)
+        telemetry.emit("job.refused", job=str(job_id), field=error.field, reason=error.reason)
+
+
+def _named(value: object, pattern: str) -> str:
+    """Keep a name that looks like one: what was refused may hold anything."""
+    return value if isinstance(value, str) and re.fullmatch(pattern, value) else ""
