@@ -1,0 +1,1 @@
+"""Who does the work: the Celery app, its queues and its pool. It must not be known to `tasks` or `penstock`."""

@@ -1,0 +1,96 @@
+"""What a worker process does besides its jobs: it furnishes the house and keeps its lease. It must not know a task."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
+
+from celery import bootsteps, signals
+from sqlalchemy.exc import DBAPIError
+
+from penstock import telemetry
+from penstock.house import House
+from penstock.jobs import leases, queries
+
+HEARTBEATS_A_LEASE = 3
+LONGEST_START_S = 10.0
+
+Build = Callable[[str], House]
+
+
+def worker_name() -> str:
+    """Name this process among all workers of all hosts, and never like one that was here before."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+
+
+def furnish(app: Any, build: Build) -> None:
+    """Give the app's worker a house, made by `build` when the worker starts, and a heartbeat for as long as it runs."""
+
+    class HouseStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        requires = {"celery.worker.components:Pool"}
+
+        def start(self, worker: Any) -> None:
+            worker.app.house = house = build(worker_name())
+            worker.app.house_pool = worker.pool
+            worker.pool.run(_beat(house)).result()
+            beating = worker.pool.run(keep_alive(house))
+            worker.pool.at_stop(partial(close, house, beating))
+
+    app.steps["worker"].add(HouseStep)
+    signals.task_revoked.connect(partial(_on_revoked, app), weak=False)
+
+
+async def keep_alive(house: House) -> None:
+    """Renew the lease until cancelled; stop runs that are no longer ours, give back jobs that nobody runs."""
+    pause_s = house.settings.lease_s / HEARTBEATS_A_LEASE
+    while True:
+        await asyncio.sleep(pause_s)
+        try:
+            await _beat(house)
+        except (DBAPIError, OSError) as error:
+            telemetry.emit("service.unavailable", service="postgres", error=type(error).__name__, retry_s=pause_s)
+
+
+async def _beat(house: House) -> None:
+    running = [(job_id, fence) for job_id, (fence, _) in house.running.jobs.items()]
+    async with house.engine.begin() as connection:
+        await connection.run_sync(partial(leases.renew, worker=house.worker, lease_s=house.settings.lease_s))
+        gone = await connection.run_sync(partial(leases.lost, running=running))
+        await connection.run_sync(
+            partial(
+                leases.release_adrift,
+                worker=house.worker,
+                running=[job_id for job_id, _ in running],
+                older_than_s=LONGEST_START_S,
+            )
+        )
+    for job_id in gone:
+        telemetry.emit("lease.lost", job=str(job_id))
+    house.running.cancel(gone)
+
+
+async def close(house: House, beating: Any) -> None:
+    """End the lease, so that nobody waits for it to run out, and give the connections back."""
+    beating.cancel()
+    async with house.engine.begin() as connection:
+        await connection.run_sync(partial(leases.retire, worker=house.worker))
+    await house.close()
+
+
+def _on_revoked(app: Any, request: Any, **_: Any) -> None:
+    """Cancel the job of a task that was revoked, from wherever: `penstock jobs cancel`, or a click in Flower."""
+    try:
+        job_id = UUID(request.id)
+    except ValueError:
+        return
+    pool = app.house_pool
+    pool.run(_cancel(app.house, job_id))
+
+
+async def _cancel(house: House, job_id: UUID) -> None:
+    async with house.engine.begin() as connection:
+        await connection.run_sync(partial(queries.cancel, ids=[job_id]))
+

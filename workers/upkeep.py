@@ -1,0 +1,88 @@
+"""Mends what crashes leave behind, and tells of deaths. Any number may run at once. It must not know the loop or a pool.
+
+It runs beside the intake in the upkeep worker; `sweep` is one pass.
+"""
+
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+from celery import bootsteps
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from penstock import telemetry
+from penstock.client.doorbell import BROKER_ERRORS, Doorbell
+from penstock.jobs import dead_letters, recovery
+from penstock.money import ledger
+from penstock.reception import Reception
+from penstock.settings import Settings
+from penstock.store.db import sync_engine
+
+SWEEP_S = 1.0
+POISON_AFTER = 3
+OPEN_CALL_S = 60.0
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one pass mended."""
+
+    recovered: int
+    expired: int
+    unknown: int
+    announced: int
+
+
+def sweep(engine: Engine, doorbell: Doorbell) -> Swept:
+    """Recover jobs of dead workers, bury what is overdue, close calls that nobody will settle, announce the dead."""
+    with engine.begin() as connection:
+        recovered = recovery.recover_expired(connection, poison_after=POISON_AFTER)
+    with engine.begin() as connection:
+        expired = recovery.bury_overdue(connection)
+        recovery.forget_workers(connection)
+    with engine.begin() as connection:
+        unknown = ledger.abandon(connection, older_than_s=OPEN_CALL_S)
+    with engine.begin() as connection:
+        letters = dead_letters.take_unannounced(connection)
+        doorbell.announce(letters)
+    for job in [*recovered, *expired]:
+        event = "job.dead" if job.dead else "job.recovered"
+        telemetry.emit(event, job=str(job.job_id), tenant=job.tenant, reason=job.reason)
+    if unknown:
+        telemetry.emit("upkeep.calls_unknown", calls=len(unknown))
+    return Swept(len(recovered), len(expired), len(unknown), len(letters))
+
+
+def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event) -> None:
+    """Sweep until `stop` is set; a service that is away is waited for."""
+    while not stop.wait(SWEEP_S):
+        try:
+            sweep(engine, doorbell)
+        except (DBAPIError, *BROKER_ERRORS) as error:
+            telemetry.emit("service.unavailable", service="upkeep", error=type(error).__name__, retry_s=SWEEP_S)
+
+
+def attach(app: Any, settings: Settings) -> None:
+    """Have the app's worker take requests in, and sweep."""
+
+    class UpkeepStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        requires = {"celery.worker.components:Pool"}
+
+        def start(self, worker: Any) -> None:
+            worker.app.reception = reception = Reception.open(settings)
+            worker.pool.at_stop(reception.close)
+            self.stopping = Event()
+            self.engine = sync_engine(settings.require_database_url())
+            doorbell = Doorbell(settings.require_broker_url())
+            self.thread = Thread(target=keep_sweeping, args=(self.engine, doorbell, self.stopping), name="upkeep")
+            self.thread.start()
+
+        def stop(self, _worker: Any) -> None:
+            self.stopping.set()
+            self.thread.join()
+            self.engine.dispose()
+
+        terminate = stop
+
+    app.steps["worker"].add(UpkeepStep)

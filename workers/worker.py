@@ -1,0 +1,63 @@
+"""Starts one worker process: the pool of a tier, or upkeep. It must not know how either works.
+
+    python -m workers.worker small
+    python -m workers.worker upkeep
+"""
+
+import argparse
+import os
+
+os.environ["CELERY_CUSTOM_WORKER_POOL"] = "workers.pool:AsyncioPool"
+
+from celery import signals
+
+from penstock import telemetry
+from penstock.client.broker import DEAD_LETTER_QUEUE, INTAKE_QUEUE, tier_queues
+from penstock.house import House, build_house
+from penstock.routing import Catalogue
+from workers import lifecycle, upkeep
+from workers.app import app, settings
+
+UPKEEP = "upkeep"
+UPKEEP_CONCURRENCY = 8
+
+
+def main() -> None:
+    """Run until SIGTERM (drains) or SIGQUIT (does not)."""
+    tiers = {tier.name: tier for tier in Catalogue.load_tiers(settings.config).tiers}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("role", choices=[*tiers, UPKEEP])
+    parser.add_argument("--concurrency", type=int, help="jobs in flight; the tier's own if not given")
+    parser.add_argument("--name", help="the worker's name in Flower, before the host's")
+    arguments = parser.parse_args()
+    signals.setup_logging.connect(_configure_logging)
+    if arguments.role == UPKEEP:
+        upkeep.attach(app, settings)
+        queues, concurrency = [DEAD_LETTER_QUEUE, INTAKE_QUEUE], UPKEEP_CONCURRENCY
+    else:
+        lifecycle.furnish(app, _build)
+        queues, concurrency = tier_queues(arguments.role), tiers[arguments.role].concurrency
+    worker = app.Worker(
+        hostname=f"{arguments.name or arguments.role}@%h",
+        pool="custom",
+        queues=queues,
+        concurrency=arguments.concurrency or concurrency,
+        without_mingle=True,
+        without_gossip=True,
+    )
+    worker.start()
+    raise SystemExit(worker.exitcode)
+
+
+def _configure_logging(**_: object) -> None:
+    telemetry.configure_logging(settings.log_level, settings.log_format)
+
+
+def _build(worker: str) -> House:
+    from penstock.providers.litellm import LiteLLMProvider  # noqa: PLC0415 - 5 s that upkeep does not have to spend
+
+    return build_house(settings, LiteLLMProvider(), worker)
+
+
+if __name__ == "__main__":
+    main()
