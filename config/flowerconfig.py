@@ -16,7 +16,9 @@ if os.environ.get("PENSTOCK_FLOWER_OPEN") == "1":
 elif "PENSTOCK_FLOWER_AUTH" in os.environ:
     basic_auth = [os.environ["PENSTOCK_FLOWER_AUTH"]]
 else:
-    raise SystemExit("flower: set PENSTOCK_FLOWER_AUTH=user:password, or PENSTOCK_FLOWER_OPEN=1 on a machine of your own")
+    raise SystemExit(
+        "flower: set PENSTOCK_FLOWER_AUTH=user:password, or PENSTOCK_FLOWER_OPEN=1 on a machine of your own"
+    )
 
 
 def format_task(task):

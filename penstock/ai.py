@@ -1,4 +1,4 @@
-"""One request to a model, through the rooms. Nothing else reaches a provider. It must not know jobs' states or Celery."""
+"""One request to a model, through the rooms; nothing else reaches a provider. It must not know a job's states."""
 
 import asyncio
 import hashlib
@@ -184,7 +184,7 @@ async def _send(house: House, call: Call) -> ModelAnswer:
 
 
 def _settle_failure(call: Call, error: ProviderError) -> Settlement:
-    """A refusal costs nothing; what was sent and never heard of again may cost anything up to the bound."""
+    """Price a failure: a refusal costs nothing, what was sent and never heard of again up to the bound."""
     if error.usage is not None:
         return _settlement(call, error.usage, error.reason)
     refused = not error.sent or (error.status is not None and error.status >= HTTP_ERROR)
@@ -203,7 +203,7 @@ def _settlement(call: Call, usage: Usage, reason: Reason | None) -> Settlement:
 
 
 async def _settle(house: House, call: Call, prompt: Prompt, answer: ModelAnswer) -> str:
-    """State the cost, keep the answer if it can be used, and give its text; what cannot be used is paid all the same."""
+    """State the cost, keep the answer if it can be used, and give its text; what cannot be used is paid too."""
     try:
         text = _usable(prompt, answer)
     except (ProviderError, OutputInvalidError) as error:

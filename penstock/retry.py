@@ -3,6 +3,7 @@
 Backoff is exponential with full jitter (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
 """
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -102,4 +103,4 @@ def _delay_s(failure: Failure, backoff: Backoff, jitter: float, *, counts: bool)
     if not counts:
         return backoff.throttled_s * (1 + jitter)
     exponent = min(failure.failures, 32)
-    return min(backoff.longest_s, backoff.base_s * 2**exponent) * jitter
+    return min(backoff.longest_s, math.ldexp(backoff.base_s, exponent)) * jitter

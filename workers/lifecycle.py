@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 from celery import bootsteps, signals
@@ -30,7 +30,7 @@ def furnish(app: Any, build: Build) -> None:
     """Give the app's worker a house, made by `build` when the worker starts, and a heartbeat for as long as it runs."""
 
     class HouseStep(bootsteps.StartStopStep):  # type: ignore[misc]
-        requires = {"celery.worker.components:Pool"}
+        requires: ClassVar = {"celery.worker.components:Pool"}
 
         def start(self, worker: Any) -> None:
             worker.app.house = house = build(worker_name())

@@ -85,7 +85,9 @@ class Stack:
             undo.pop_all()
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None
+    ) -> None:
         """Stop what was started, the last first; a second Ctrl-C does not leave processes behind."""
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -168,7 +170,7 @@ class Stack:
         log = self.settings.home / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - our own modules
+            process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -200,7 +202,9 @@ class Stack:
         while not is_ready():
             self.check()
             if time.monotonic() > ends_at:
-                raise ServiceFailedError(f"{service.name} was not ready after {READY_TIMEOUT_S:.0f} s; see {service.log}")
+                raise ServiceFailedError(
+                    f"{service.name} was not ready after {READY_TIMEOUT_S:.0f} s; see {service.log}"
+                )
             time.sleep(0.1)
 
 

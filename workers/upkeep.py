@@ -1,11 +1,11 @@
-"""Mends what crashes leave behind, and tells of deaths. Any number may run at once. It must not know the loop or a pool.
+"""Mends what crashes leave behind, and tells of deaths; any number may run at once. It must not know a pool.
 
 It runs beside the intake in the upkeep worker; `sweep` is one pass.
 """
 
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import Any
+from typing import Any, ClassVar
 
 from celery import bootsteps
 from sqlalchemy import Engine
@@ -67,7 +67,7 @@ def attach(app: Any, settings: Settings) -> None:
     """Have the app's worker take requests in, and sweep."""
 
     class UpkeepStep(bootsteps.StartStopStep):  # type: ignore[misc]
-        requires = {"celery.worker.components:Pool"}
+        requires: ClassVar = {"celery.worker.components:Pool"}
 
         def start(self, worker: Any) -> None:
             worker.app.reception = reception = Reception.open(settings)

@@ -1,0 +1,78 @@
+"""What tests share: a real Postgres and a real Redis, started once a process, emptied for each test that asks."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import Engine, text
+
+from penstock.settings import Settings
+from penstock.store.db import sync_engine
+from penstock.store.schema import migrate
+from workers.embedded import Addresses, EmbeddedServices
+
+ROOT = Path(__file__).parent.parent
+TABLES = "jobs, payloads, attempts, answers, results, ledger, tenant_shares, workers"
+
+os.environ["PENSTOCK_FORBID_REMOTE_CALLS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[EmbeddedServices]:
+    """Both servers, in a folder of their own."""
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+        embedded = EmbeddedServices(Path(folder))
+        try:
+            embedded.start()
+            yield embedded
+        finally:
+            embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def addresses(services: EmbeddedServices) -> Addresses:
+    """Where the servers are."""
+    return services.addresses
+
+
+@pytest.fixture(scope="session")
+def schema(addresses: Addresses) -> Iterator[Engine]:
+    """An engine on the schema that the migrations make."""
+    engine = sync_engine(addresses.database_url.replace("postgresql://", "postgresql+psycopg://", 1))
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(schema: Engine) -> Engine:
+    """An engine on empty tables."""
+    with schema.begin() as connection:
+        connection.execute(text(f"TRUNCATE {TABLES}"))
+    return schema
+
+
+@pytest.fixture
+def broker(addresses: Addresses, services: EmbeddedServices) -> Iterator[redis.Redis]:
+    """An empty Redis, as the broker."""
+    client = redis.Redis(unix_socket_path=str(services.redis.socket_path), decode_responses=True)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def settings(addresses: Addresses) -> Settings:
+    """Settings that point at the servers and at the project's own configuration."""
+    return Settings.model_validate(
+        {
+            "config": ROOT / "config",
+            "prompts": ROOT / "prompts",
+            "database_url": addresses.database_url,
+            "redis_url": addresses.redis_url,
+            "broker_url": addresses.broker_url,
+        }
+    )
