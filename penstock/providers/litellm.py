@@ -1,0 +1,374 @@
+"""One call to any provider through LiteLLM, and one verdict on it. It must not know jobs, prices or retry policy.
+
+The only file that imports LiteLLM (4 to 5 s, 180 MB): only worker processes import it, and never before a fork.
+Nothing of LiteLLM's own judgement is used where the HTTP response itself can be read: it guesses classes from texts
+that may echo the prompt, and puts status 429 on a refusal that speaks of a "rate limit".
+"""
+
+import asyncio
+import ipaddress
+import logging
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+# A background thread would fetch prices, and the mode "DEV" would read a .env file into this process.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+os.environ["LITELLM_MODE"] = "PRODUCTION"
+
+import aiohttp
+import httpcore
+import httpx
+import litellm
+from litellm._internal_context import is_internal_call  # no public way; a test holds it
+from litellm.exceptions import (
+    BadRequestError,
+    ContentPolicyViolationError,
+    ContextWindowExceededError,
+    Timeout,
+    UnsupportedParamsError,
+)
+from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+
+from penstock.clock import Clock, SystemClock
+from penstock.errors import ConfigurationError, ProviderError, Reason
+from penstock.providers.base import Deployment
+from penstock.schemas import ModelAnswer, ModelRequest, Usage
+
+__all__ = ["FORBID_REMOTE_CALLS", "VERDICTS", "LiteLLMProvider", "Verdict"]
+
+FORBID_REMOTE_CALLS = "PENSTOCK_FORBID_REMOTE_CALLS"
+CONNECT_TIMEOUT_S = 10.0
+MAX_EXCEPTION_DEPTH = 20
+NOISE = ("Pydantic serializer warnings", "Item '.*' on TypedDict class")
+SAFE_TOKEN = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One line of the table: it matches a failure when all that it names does."""
+
+    reason: Reason
+    codes: tuple[str, ...] = ()
+    statuses: tuple[int, ...] | range = ()
+    errors: tuple[type[BaseException], ...] = ()
+    sent: bool = True
+
+    def matches(self, failure: "Failure") -> bool:
+        """Tell whether this line speaks about `failure`."""
+        return (
+            (not self.codes or failure.code in self.codes)
+            and (not self.statuses or failure.status in self.statuses)
+            and (not self.errors or any(isinstance(error, self.errors) for error in failure.errors))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is known for certain about a call that gave no answer: the HTTP response, and the exceptions."""
+
+    errors: tuple[BaseException, ...]
+    status: int | None = None
+    code: str | None = None
+    param: str | None = None
+    headers: httpx.Headers | None = None
+
+    def describe(self) -> str:
+        """Name what happened in words that cannot be the request's or the answer's."""
+        named = {"status": self.status, "code": self.code, "param": self.param}
+        facts = [f"{name}={value}" for name, value in named.items() if value is not None]
+        return " ".join(facts) or type(self.errors[-1]).__name__
+
+
+REFUSALS = (400, 413, 422)
+
+# The first line that matches decides: what the body says, then the status, then what happened to the connection.
+VERDICTS = (
+    Verdict(Reason.QUOTA_EXHAUSTED, codes=("insufficient_quota", "billing_hard_limit_reached")),
+    Verdict(Reason.CONTEXT_LENGTH, codes=("context_length_exceeded",)),
+    Verdict(Reason.CONTENT_POLICY, codes=("content_filter", "content_policy_violation")),
+    Verdict(Reason.MODEL_NOT_FOUND, codes=("model_not_found", "DeploymentNotFound")),
+    Verdict(Reason.AUTHENTICATION, codes=("invalid_api_key",)),
+    Verdict(Reason.THROTTLED, codes=("rate_limit_exceeded",)),
+    # Providers without codes say it in words only; LiteLLM knows the words, and the status keeps it honest.
+    Verdict(Reason.CONTEXT_LENGTH, statuses=REFUSALS, errors=(ContextWindowExceededError,)),
+    Verdict(Reason.CONTENT_POLICY, statuses=REFUSALS, errors=(ContentPolicyViolationError,)),
+    Verdict(Reason.AUTHENTICATION, statuses=(401, 403)),
+    Verdict(Reason.QUOTA_EXHAUSTED, statuses=(402,)),
+    Verdict(Reason.MODEL_NOT_FOUND, statuses=(404,)),
+    Verdict(Reason.TIMEOUT, statuses=(408, 504)),
+    # A lock that the provider could not take on its own side: OpenAI's client, too, tries such a call again.
+    Verdict(Reason.SERVER_ERROR, statuses=(409,)),
+    Verdict(Reason.THROTTLED, statuses=(429,)),
+    Verdict(Reason.OVERLOADED, statuses=(503, 529)),
+    Verdict(Reason.SERVER_ERROR, statuses=range(500, 600)),
+    Verdict(Reason.BAD_REQUEST, statuses=range(300, 500)),
+    # Raised before the connection exists. Not httpx.ConnectError: LiteLLM makes it of a reset, too.
+    Verdict(Reason.CONNECTION, errors=(aiohttp.ClientConnectorError, httpcore.ConnectError), sent=False),
+    Verdict(
+        Reason.CONNECTION,
+        errors=(aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout, httpcore.ConnectTimeout),
+        sent=False,
+    ),
+    Verdict(Reason.TIMEOUT, errors=(TimeoutError, httpx.TimeoutException, Timeout)),
+    Verdict(Reason.CONNECTION, errors=(aiohttp.ClientError, httpx.TransportError)),
+    Verdict(Reason.BAD_REQUEST, errors=(UnsupportedParamsError,), sent=False),
+    Verdict(Reason.BAD_REQUEST, errors=(BadRequestError,)),
+    # No status, no broken connection: an answer came, and LiteLLM could not read it (HTML, no JSON, no choices).
+    Verdict(Reason.MALFORMED_ANSWER),
+)
+
+
+def quieten() -> None:
+    """Turn off all that LiteLLM does beside the call: it must not log, remember, repeat or redirect anything."""
+    litellm.telemetry = False
+    litellm.turn_off_message_logging = True
+    litellm.redact_messages_in_exceptions = True
+    litellm.suppress_debug_info = True
+    litellm.disable_streaming_logging = True
+    litellm.drop_params = False  # dropping one repeats a call that was answered with 422
+    litellm.modify_params = False
+    litellm.enable_json_schema_validation = False
+    litellm.cache = None
+    litellm.num_retries = None
+    litellm.model_fallbacks = None
+    # Where warnings are errors the second would fail every call; the first prints parts of the answer.
+    for warning in NOISE:
+        warnings.filterwarnings("ignore", warning, UserWarning)
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+quieten()
+
+
+class LiteLLMProvider:
+    """The provider that calls real models. One instance and one event loop a process; it opens at its first call."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        """Take the clock that turns a Retry-After date into seconds."""
+        self._clock = clock or SystemClock()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def complete(self, deployment: Deployment, request: ModelRequest) -> ModelAnswer:
+        """Make one call and give its answer within `request.timeout_s` seconds.
+
+        An answer that was cut ("length") or filtered ("content_filter") was paid for: it is an answer, and its
+        `finish_reason` says so. Raises ProviderError, and ConfigurationError if remote calls are forbidden.
+        """
+        refuse_remote_call(deployment)
+        outcome = await self._attempt(deployment, request)
+        if isinstance(outcome, ProviderError):
+            # Raised here, not where it was caught: the exceptions behind it hold the prompt, and would stay attached.
+            raise outcome
+        return outcome
+
+    async def close(self) -> None:
+        """Give the connections back; the next call would open new ones."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+            litellm.aclient_session = None
+            clients: Any = litellm.in_memory_llm_clients_cache
+            clients.flush_cache()
+
+    async def _attempt(self, deployment: Deployment, request: ModelRequest) -> ModelAnswer | ProviderError:
+        handled_by_caller = sys.exception()
+        try:
+            async with asyncio.timeout(request.timeout_s) as deadline:
+                response = await self._call(deployment, request)
+            return read_answer(response, deployment)
+        except ProviderError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - LiteLLM raises whatever its parsers trip over
+            if deadline.expired():
+                return ProviderError(Reason.TIMEOUT, f"no answer within {request.timeout_s:g} s")
+            return self._judge(examine(error, handled_by_caller))
+
+    async def _call(self, deployment: Deployment, request: ModelRequest) -> Any:
+        key = deployment.api_key
+        is_internal_call.set(True)  # or it prices and logs every call in a queue that keeps the prompts alive
+        return await litellm.acompletion(
+            model=deployment.model,
+            messages=[message.model_dump() for message in request.messages],
+            api_base=deployment.api_base,
+            api_key=key.get_secret_value() if key else None,
+            max_tokens=request.max_tokens,
+            response_format=response_format(request),
+            extra_headers={"X-Client-Request-Id": str(request.call_id)},
+            # LiteLLM keeps one client for each value of timeout: a constant, the deadline is around the call.
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            max_retries=0,
+            num_retries=0,
+            shared_session=self._open_session(),
+        )
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # No limit here: the gates decide how many calls are in flight; LiteLLM's own session stops at 500 a host.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            transport = LiteLLMAiohttpTransport(self._session, owns_session=False)
+            # A redirect would send a tenant's text to an address that nobody configured.
+            litellm.aclient_session = httpx.AsyncClient(transport=transport, follow_redirects=False)
+        return self._session
+
+    def _judge(self, failure: Failure) -> ProviderError:
+        verdict = next(verdict for verdict in VERDICTS if verdict.matches(failure))
+        return ProviderError(
+            verdict.reason,
+            failure.describe(),
+            status=failure.status,
+            retry_after_s=self._retry_after_s(failure.headers),
+            sent=verdict.sent,
+        )
+
+    def _retry_after_s(self, headers: httpx.Headers | None) -> float | None:
+        if headers is None:
+            return None
+        wait_ms = seconds(headers.get("retry-after-ms"))
+        if wait_ms is not None:
+            return wait_ms / 1000
+        value = headers.get("retry-after")
+        wait_s = seconds(value)
+        return wait_s if wait_s is not None else self._seconds_until(value)
+
+    def _seconds_until(self, date: str | None) -> float | None:
+        try:
+            return max(0.0, (parsedate_to_datetime(date or "") - self._clock.now()).total_seconds())
+        except (TypeError, ValueError):  # not a date, or one without a zone
+            return None
+
+
+def refuse_remote_call(deployment: Deployment) -> None:
+    """Raise ConfigurationError if the environment forbids calls that leave this machine, and this one would."""
+    if os.environ.get(FORBID_REMOTE_CALLS) == "1" and not is_loopback(deployment.api_base):
+        raise ConfigurationError(
+            "environment",
+            FORBID_REMOTE_CALLS,
+            f"deployment {deployment.name!r} would call a provider outside this machine",
+            "give it a loopback api_base, or unset the variable",
+        )
+
+
+def is_loopback(address: str | None) -> bool:
+    """Tell whether a URL names this machine; None is the provider's own address."""
+    host = urlsplit(address or "").hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def response_format(request: ModelRequest) -> dict[str, Any] | None:
+    """Give the output schema in the form of a chat completion."""
+    if request.output_schema is None:
+        return None
+    schema = {"name": "output", "schema": request.output_schema, "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def seconds(value: str | None) -> float | None:
+    """Read a header's number, or None if it is no finite number from 0."""
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def examine(error: BaseException, handled_by_caller: BaseException | None = None) -> Failure:
+    """Find the HTTP response behind whatever LiteLLM made of it.
+
+    Python also chains the exception that the caller was handling when it called: that one is of another call.
+    """
+    errors = tuple(unwrap(error, handled_by_caller))
+    response = next((e.response for e in errors if isinstance(e, httpx.HTTPStatusError)), None)
+    if response is not None:
+        code, param = read_error_body(response)
+        return Failure(errors, response.status_code, code, param, response.headers)
+    # An error inside an HTTP 200, as OpenRouter sends it: LiteLLM makes a bare Exception of it, with its code.
+    inner = next((getattr(e, "status_code", None) for e in errors if type(e) is Exception), None)
+    if isinstance(inner, int):
+        return Failure(errors, inner)
+    return Failure(errors, code=safe_token(inner))
+
+
+def unwrap(error: BaseException, end: BaseException | None) -> Iterator[BaseException]:
+    """Give an exception and all that it was raised from, the outermost first, as far as `end`."""
+    current: BaseException | None = error
+    for _ in range(MAX_EXCEPTION_DEPTH):
+        if current is None or current is end:
+            return
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def read_error_body(response: httpx.Response) -> tuple[str | None, str | None]:
+    """Give the code (else the type) and the parameter that a provider's error body names."""
+    try:
+        error = response.json()["error"]
+        return safe_token(error.get("code")) or safe_token(error.get("type")), safe_token(error.get("param"))
+    except (ValueError, LookupError, TypeError, AttributeError, httpx.StreamError):
+        return None, None
+
+
+def safe_token(value: object) -> str | None:
+    """Let an identifier through, and nothing that could be a text of the request."""
+    return value if isinstance(value, str) and SAFE_TOKEN.fullmatch(value) else None
+
+
+def read_answer(response: Any, deployment: Deployment) -> ModelAnswer:
+    """Check an answer part by part; raise ProviderError naming the part, with the usage that it will bill."""
+    usage = read_usage(response.usage)
+    if not response.choices:
+        raise malformed("no choices", usage)
+    choice = response.choices[0]
+    text, finish_reason = choice.message.content, choice.finish_reason
+    if text is None and refused(choice.message):
+        finish_reason = "content_filter"
+    if text is None and finish_reason not in {"length", "content_filter"}:
+        raise malformed("no content", usage)
+    if usage.output_tokens == 0 and finish_reason == "length":
+        # LiteLLM's own answer to a 400 "max_tokens was reached"; the usage is its guess, and no truth to settle.
+        raise ProviderError(Reason.OUTPUT_TRUNCATED, "max_tokens leaves no room for an answer")
+    if usage.output_tokens == 0 and finish_reason != "content_filter":
+        raise malformed("usage without output")
+    served = response.model or deployment.model
+    return ModelAnswer(text=text or "", model_served=served, finish_reason=finish_reason, usage=usage)
+
+
+def refused(message: Any) -> bool:
+    """Tell whether the model refused in the field that structured outputs have for it."""
+    return bool((getattr(message, "provider_specific_fields", None) or {}).get("refusal"))
+
+
+def read_usage(usage: Any) -> Usage:
+    """Turn LiteLLM's counts into price classes; raise ProviderError if they cannot be true.
+
+    LiteLLM brings all providers to OpenAI's form: `prompt_tokens` includes what was read from the cache (for
+    Anthropic, whose own `input_tokens` do not, it adds them), and `prompt_tokens_details.cached_tokens` says how
+    much that was. A missing count arrives as 0, and no prompt has 0 tokens.
+    """
+    prompt, output = usage.prompt_tokens, usage.completion_tokens
+    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+    if not (is_count(prompt) and is_count(output) and is_count(cached) and cached <= prompt != 0):
+        raise malformed("usage is missing or contradicts itself")
+    return Usage(input_tokens=prompt - cached, cached_input_tokens=cached, output_tokens=output)
+
+
+def is_count(value: object) -> bool:
+    """Tell whether a value is a number of tokens; True is an int, and no number."""
+    return type(value) is int and value >= 0
+
+
+def malformed(part: str, usage: Usage | None = None) -> ProviderError:
+    """Make the error for an answer that cannot be used."""
+    return ProviderError(Reason.MALFORMED_ANSWER, part, status=200, usage=usage)
