@@ -14,6 +14,7 @@ class TierEntry(Frozen):
     """A table of tiers.toml: a class of models that serve alike, its pool and its limits."""
 
     deployments: tuple[str, ...] = Field(min_length=1, description="names in models.toml, the preferred one first")
+    processes: int = Field(default=1, gt=0, description="pool processes that `penstock up` starts on one machine")
     concurrency: int = Field(gt=0, description="jobs in flight in one pool process")
     timeout_s: float = Field(gt=0, description="one call, from the first byte sent to the last byte read")
     max_failures: int = Field(gt=0, description="failed attempts before a job is dead; a 429 is none")

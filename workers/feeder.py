@@ -22,7 +22,7 @@ from penstock.store.db import sync_engine
 PASS_S = 0.1
 WORK_S = 2.0
 LEAST_RELEASED = 32
-LOST_AFTER_S = 5.0
+LOST_AFTER_S = 15.0
 LOOKS_FOR_LOST_EVERY = 20
 
 

@@ -25,7 +25,6 @@ from sqlalchemy import text
 
 from penstock.configuration import read_configuration
 from penstock.errors import ConfigurationError, PenstockError
-from penstock.routing import Catalogue
 from penstock.settings import load_settings
 from penstock.store.db import sync_engine
 from penstock.store.schema import migrate
@@ -35,6 +34,7 @@ SIMULATOR_PORT = 8091
 FLOWER_PORT = 5555
 READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 45.0
+FLOWER_CONFIG = Path(__file__).parent.parent / "config" / "flowerconfig.py"
 LOG_LINES_SHOWN = 5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -115,10 +115,13 @@ class Stack:
         self._lock()
         self._start_databases()
         self._start_simulator()
-        tiers = [tier.name for tier in Catalogue.load_tiers(self.settings.config).tiers]
-        read_configuration(self.settings)
-        self.tell("starting " + ", ".join(f"pool {tier}" for tier in tiers) + ", feeder, upkeep, flower")
-        pools = [self._spawn(f"pool-{tier}", "workers.worker", tier) for tier in tiers]
+        catalogue, _, _ = read_configuration(self.settings)
+        self.tell("starting the pools " + ", ".join(tier.name for tier in catalogue.tiers) + ", feeder, upkeep, Flower")
+        pools = [
+            self._spawn(f"{tier.name}-{number}", "workers.worker", tier.name, "--name", f"{tier.name}-{number}")
+            for tier in catalogue.tiers
+            for number in range(1, tier.processes + 1)
+        ]
         self._spawn("upkeep", "workers.worker", "upkeep")
         self._spawn("feeder", "workers.feeder")
         if self._with_flower:
@@ -163,7 +166,7 @@ class Stack:
     def _start_flower(self) -> None:
         port = free_port(FLOWER_PORT)
         self.flower_url = f"http://127.0.0.1:{port}"
-        config = (self.settings.config / "flowerconfig.py").resolve()
+        config = FLOWER_CONFIG.resolve()
         self._spawn("flower", "celery", "-A", "workers.app", "flower", f"--conf={config}", f"--port={port}")
 
     def _spawn(self, name: str, module: str, *arguments: str) -> Service:

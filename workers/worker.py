@@ -1,7 +1,7 @@
 """Starts one worker process: the pool of a tier, or upkeep. It must not know how either works.
 
-    python -m workers.worker small
-    python -m workers.worker upkeep
+python -m workers.worker small
+python -m workers.worker upkeep
 """
 
 import argparse
@@ -54,7 +54,7 @@ def _configure_logging(**_: object) -> None:
 
 
 def _build(worker: str) -> House:
-    from penstock.providers.litellm import LiteLLMProvider  # noqa: PLC0415 - 5 s that upkeep does not have to spend
+    from penstock.providers.litellm import LiteLLMProvider
 
     return build_house(settings, LiteLLMProvider(), worker)
 
