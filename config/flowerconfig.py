@@ -2,18 +2,20 @@
 
 import ast
 import os
+import re
 
 address = os.environ.get("PENSTOCK_FLOWER_ADDRESS", "127.0.0.1")
 max_tasks = 20_000
 task_runtime_metric_buckets = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0]
-tasks_columns = "name,uuid,state,kwargs,result,received,started,runtime,worker,retries"
+tasks_columns = "name,uuid,state,worker,received,runtime,kwargs,result"
 natural_time = False
 
 SHOWN = ("tenant", "tier", "lane", "prompt", "prompt_version", "job_id", "reason", "attempts")
+LONGEST_IDENTIFIER = 64
 
 if os.environ.get("PENSTOCK_FLOWER_OPEN") == "1":
     os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
-elif "PENSTOCK_FLOWER_AUTH" in os.environ:
+elif re.fullmatch(".+:.+", os.environ.get("PENSTOCK_FLOWER_AUTH", "")):
     basic_auth = [os.environ["PENSTOCK_FLOWER_AUTH"]]
 else:
     raise SystemExit(
@@ -26,7 +28,7 @@ def format_task(task):
     task.args = "()"
     try:
         given = ast.literal_eval(task.kwargs)
-        task.kwargs = repr({name: given[name] for name in SHOWN if name in given})
-    except (ValueError, SyntaxError, TypeError):
+        task.kwargs = repr({name: str(given[name])[:LONGEST_IDENTIFIER] for name in SHOWN if name in given})
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         task.kwargs = "{}"
     return task

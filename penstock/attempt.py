@@ -30,7 +30,7 @@ async def run(house: House, job_id: UUID, *, time_limits: Sequence[type[Exceptio
     """Run one attempt; `time_limits` are the errors by which the caller says that the time is up.
 
     Safe to run twice and beside itself: the claim lets one run through, and the fence lets only that one end it.
-    A cancellation hands the job back and is raised again.
+    A cancellation hands the job back and is raised again, unless the job was no longer ours to begin with.
     """
     job = await house.journal.claim.add(Claim(job_id, house.worker))
     if job is None:
@@ -43,7 +43,9 @@ async def run(house: House, job_id: UUID, *, time_limits: Sequence[type[Exceptio
         ending, cost = await _work(house, job, tuple(time_limits))
         return await _end(house, job, ending, cost)
     except asyncio.CancelledError:
-        await _end(house, job, Ending(job.id, job.fence, Outcome.HANDED_BACK, detail="the run was stopped"), 0)
+        report = await _end(house, job, Ending(job.id, job.fence, Outcome.HANDED_BACK, detail="the run was stopped"), 0)
+        if job.id in house.running.lost:
+            return report
         raise
     finally:
         house.running.leave(job)

@@ -26,22 +26,25 @@ class Running:
     """The jobs that this process runs now, and how to stop each."""
 
     jobs: dict[UUID, tuple[int, "asyncio.Task[object]"]] = field(default_factory=dict)
+    lost: set[UUID] = field(default_factory=set)
 
     def enter(self, job: ClaimedJob) -> None:
         """Note that the current asyncio task runs `job`."""
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - only ever called on the loop
+        assert task is not None
         self.jobs[job.id] = (job.fence, task)
 
     def leave(self, job: ClaimedJob) -> None:
         """Note that the job's run is over."""
         if self.jobs.get(job.id, (None,))[0] == job.fence:
             del self.jobs[job.id]
+            self.lost.discard(job.id)
 
-    def cancel(self, job_ids: Sequence[UUID]) -> None:
-        """Cancel the runs of these jobs."""
+    def stop(self, job_ids: Sequence[UUID]) -> None:
+        """Stop the runs of jobs that are no longer ours: cancelled, or taken over."""
         for job_id in job_ids:
             if job_id in self.jobs:
+                self.lost.add(job_id)
                 self.jobs[job_id][1].cancel()
 
 

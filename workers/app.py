@@ -2,6 +2,7 @@
 
 from penstock.client.broker import make_app
 from penstock.settings import default_settings
+from workers.reconnection import RedisReconnection
 
 settings = default_settings()
 
@@ -11,4 +12,5 @@ app = make_app(
     include=["tasks.attempts", "tasks.intake"],
 )
 app.set_default()
+app.steps["consumer"].add(RedisReconnection)
 app.conf.penstock_drain_timeout_s = settings.drain_timeout_s

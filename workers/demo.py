@@ -179,6 +179,6 @@ def require_success(shown: Sequence[Shown]) -> None:
 
 
 def dollars(nanodollars: int) -> str:
-    """Write an amount of nano-dollars in dollars, exactly."""
-    whole, rest = divmod(nanodollars, NANO)
-    return f"${whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else f"${whole}"
+    """Write an amount of nano-dollars in dollars, rounded up to the next millionth."""
+    whole, millionths = divmod(-(-nanodollars // 1000), NANO // 1000)
+    return f"${whole}.{millionths:06d}"

@@ -69,7 +69,7 @@ async def _beat(house: House) -> None:
         )
     for job_id in gone:
         telemetry.emit("lease.lost", job=str(job_id))
-    house.running.cancel(gone)
+    house.running.stop(gone)
 
 
 async def close(house: House, beating: Any) -> None:

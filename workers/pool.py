@@ -201,7 +201,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery has no types
         """Cancel every job and stop the loop; the messages stay unacknowledged."""
         self._stopping = True
         self._waiting.clear()
-        for job in self._running.values():
+        for job in list(self._running.values()):  # a signal may end some meanwhile
             if self._settle(job, "handed_back"):
                 self._on_loop(self._cancel, job)
         # A job that does not end is given up after the grace, so this does not need a limit of its own, unless

@@ -117,6 +117,7 @@ class Stack:
         self._start_simulator()
         catalogue, _, _ = read_configuration(self.settings)
         self.tell("starting the pools " + ", ".join(tier.name for tier in catalogue.tiers) + ", feeder, upkeep, Flower")
+        self._cleanup.callback(lambda: stop([service for service in self.services if service.name != "simulator"]))
         pools = [
             self._spawn(f"{tier.name}-{number}", "workers.worker", tier.name, "--name", f"{tier.name}-{number}")
             for tier in catalogue.tiers
@@ -124,9 +125,9 @@ class Stack:
         ]
         self._spawn("upkeep", "workers.worker", "upkeep")
         self._spawn("feeder", "workers.feeder")
+        self._wait_for_pools(pools)
         if self._with_flower:
             self._start_flower()
-        self._wait_for_pools(pools)
 
     def _lock(self) -> None:
         self.settings.home.mkdir(parents=True, exist_ok=True)
@@ -161,13 +162,16 @@ class Stack:
         self.tell(f"starting the simulator at {self.simulator_url}")
         config = str(self.settings.config / "simulator.toml")
         service = self._spawn("simulator", "penstock.providers.simulator", "--port", str(port), "--config", config)
+        self._cleanup.callback(stop, [service])
         self._wait_for(service, lambda: _answers(f"{self.simulator_url}/health"))
 
     def _start_flower(self) -> None:
+        """Start Flower after the pools: it learns the queues from the workers that it finds when it starts."""
         port = free_port(FLOWER_PORT)
         self.flower_url = f"http://127.0.0.1:{port}"
         config = FLOWER_CONFIG.resolve()
-        self._spawn("flower", "celery", "-A", "workers.app", "flower", f"--conf={config}", f"--port={port}")
+        service = self._spawn("flower", "celery", "-A", "workers.app", "flower", f"--conf={config}", f"--port={port}")
+        self._wait_for(service, lambda: _answers(f"{self.flower_url}/healthcheck"))
 
     def _spawn(self, name: str, module: str, *arguments: str) -> Service:
         log = self.settings.home / "logs" / f"{name}.log"
@@ -183,7 +187,6 @@ class Stack:
             )
         service = Service(name, process, log)
         self.services.append(service)
-        self._cleanup.callback(stop, service)
         return service
 
     def _wait_for_pools(self, pools: list[Service]) -> None:
@@ -211,14 +214,17 @@ class Stack:
             time.sleep(0.1)
 
 
-def stop(service: Service) -> None:
-    """Ask a process to stop, and make it stop if it does not."""
-    service.process.terminate()
-    try:
-        service.process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        service.process.kill()
-        service.process.wait()
+def stop(services: list[Service]) -> None:
+    """Ask processes to stop, all at once, and make those stop that do not."""
+    for service in services:
+        service.process.terminate()
+    ends_at = time.monotonic() + STOP_TIMEOUT_S
+    for service in services:
+        try:
+            service.process.wait(max(0.0, ends_at - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            service.process.kill()
+            service.process.wait()
 
 
 def free_port(wanted: int) -> int:

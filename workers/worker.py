@@ -6,6 +6,7 @@ python -m workers.worker upkeep
 
 import argparse
 import os
+import socket
 
 os.environ["CELERY_CUSTOM_WORKER_POOL"] = "workers.pool:AsyncioPool"
 
@@ -38,7 +39,7 @@ def main() -> None:
         lifecycle.furnish(app, _build)
         queues, concurrency = tier_queues(arguments.role), tiers[arguments.role].concurrency
     worker = app.Worker(
-        hostname=f"{arguments.name or arguments.role}@%h",
+        hostname=f"{arguments.name or arguments.role}@{socket.gethostname()}",
         pool="custom",
         queues=queues,
         concurrency=arguments.concurrency or concurrency,

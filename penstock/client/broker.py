@@ -1,7 +1,6 @@
 """How Celery is set up on both sides of the broker, and how its queues are named. It must not know a job's row."""
 
 from celery import Celery
-from kombu import Queue
 
 from penstock.schemas import Lane
 
@@ -35,7 +34,8 @@ def make_app(broker_url: str, **options: object) -> Celery:
         accept_content=["json"],
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
-        broker_pool_limit=4,
+        broker_pool_acquire_timeout=5,
+        broker_pool_limit=64,
         broker_transport_options=_transport_options(broker_url),
         enable_utc=True,
         event_queue_expires=60,
@@ -69,9 +69,3 @@ def _transport_options(broker_url: str) -> dict[str, object]:
         "socket_keepalive": not broker_url.startswith("redis+socket"),
         "health_check_interval": 10,
     }
-
-
-def queues(names: list[str]) -> list[Queue]:
-    """Declare queues in an order that consumers keep."""
-    return [Queue(name, routing_key=name) for name in names]
-

@@ -3,7 +3,7 @@
 from penstock.extractive.sentences import count_words, cut, split_sentences, without_code
 
 DEFAULT_MAX_WORDS = 100
-"""Where ROUGE-1 was highest over rules, notices and design documents together."""
+"""A balance: ROUGE-1 on rules and notices is flat from 90 to 120 words, on design documents it falls with length."""
 
 
 def summarise(text: str, *, max_words: int = DEFAULT_MAX_WORDS) -> str:

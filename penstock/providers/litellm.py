@@ -27,6 +27,7 @@ import aiohttp
 import httpcore
 import httpx
 import litellm
+import openai.resources  # noqa: F401 - the client loads it in its first call otherwise, which a job would wait for
 from litellm._internal_context import is_internal_call  # no public way; a test holds it
 from litellm.exceptions import (
     BadRequestError,

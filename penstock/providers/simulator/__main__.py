@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import sys
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from penstock.errors import ConfigurationError
 from penstock.providers.simulator.config import load_config
@@ -17,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8091, help="0 chooses a free one")
     parser.add_argument("--config", type=Path, default=Path("config/simulator.toml"))
     given = parser.parse_args(arguments)
+    # Loaded meanwhile, so that the first document does not wait for it.
+    Thread(target=import_module, args=("penstock.extractive.textrank",), daemon=True).start()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             serve(load_config(given.config), given.host, given.port, announce=_announce)

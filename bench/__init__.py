@@ -1,0 +1,1 @@
+"""What measures the promises; the system must not know it."""
