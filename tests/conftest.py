@@ -5,13 +5,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from sqlalchemy import Engine, text
 
+from penstock.providers.simulator.config import Latency, load_config
+from penstock.providers.simulator.server import running
 from penstock.settings import Settings
 from penstock.store.db import sync_engine
 from penstock.store.schema import migrate
+from tests.rooms import Rooms
 from workers.embedded import Addresses, EmbeddedServices
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +80,24 @@ def settings(addresses: Addresses) -> Settings:
             "broker_url": addresses.broker_url,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[str]:
+    """The address of a fast simulator."""
+    config = load_config(ROOT / "tests" / "system" / "config" / "simulator.toml")
+    quick = {
+        name: model.model_copy(update={"latency": Latency(median_ms=1, sigma=0)}) for name, model in config.models.items()
+    }
+    with running(config.model_copy(update={"models": quick})) as url:
+        yield url
+
+
+@pytest.fixture
+def rooms(engine: Engine, settings: Settings, simulator: str, monkeypatch: pytest.MonkeyPatch) -> Rooms:
+    """A house on empty tables and a simulator that has forgotten everything."""
+    monkeypatch.setenv("PENSTOCK_SIMULATOR_URL", f"{simulator}/v1")
+    monkeypatch.setenv("PENSTOCK_SIMULATOR_KEY", "test")
+    httpx.post(f"{simulator}/reset").raise_for_status()
+    configured = settings.model_copy(update={"config": ROOT / "tests" / "system" / "config"})
+    return Rooms(configured, engine, simulator)
