@@ -84,6 +84,10 @@ class InvalidRequestError(PenstockError):
         """Say it in one line."""
         return f"{self.field}: {self.reason}; {self.cure}"
 
+    def __repr__(self) -> str:
+        """Say the same where an error is shown by its representation, as in Flower."""
+        return f"{type(self).__name__}: {self}"
+
 
 class InvalidDocumentError(InvalidRequestError):
     """A document cannot be turned into text."""

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from penstock.client import Client
 from penstock.settings import load_settings
+from penstock.store.db import sync_engine
 from tests.conftest import ROOT
 from workers.stack import Stack
 
@@ -35,3 +37,12 @@ def client(stack: Stack) -> Iterator[Client]:
     """A producer beside the stack."""
     with Client(load_settings()) as producer:
         yield producer
+
+
+@pytest.fixture(scope="module")
+def database(stack: Stack) -> Iterator[Engine]:
+    """The jobs' own rows."""
+    assert stack.services
+    engine = sync_engine(load_settings().require_database_url())
+    yield engine
+    engine.dispose()

@@ -1,0 +1,30 @@
+"""The Federal Register set: 209 real documents, to be submitted as one batch."""
+
+import json
+from uuid import UUID
+
+import pytest
+
+from penstock.client import Client
+from tests.conftest import ROOT
+
+DOCUMENTS = ROOT.parent / "shared" / "data" / "federal_register.jsonl"
+TIMEOUT_S = 100
+
+needs_documents = pytest.mark.skipif(not DOCUMENTS.exists(), reason="the shared documents are not beside this checkout")
+
+
+def submit_all(client: Client) -> list[UUID]:
+    with DOCUMENTS.open() as lines:
+        documents = [json.loads(line) for line in lines]
+    return client.submit_many(
+        {
+            "tenant": f"tenant-{number % 3}",
+            "prompt": "summarise_document",
+            "document": document["text"],
+            "document_name": document["id"],
+            "tier": "small",
+            "lane": "batch",
+        }
+        for number, document in enumerate(documents)
+    )

@@ -1,0 +1,148 @@
+"""The two processes that keep jobs moving, one pass at a time, on a real Postgres and a real Redis."""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+import redis
+from sqlalchemy import Engine, text
+
+from penstock.client import Client
+from penstock.client.doorbell import Doorbell
+from penstock.settings import Settings
+from workers.feeder import LEAST_RELEASED, feed, mend
+from workers.upkeep import Swept, sweep
+
+DOCUMENT = "The agency will hold a public meeting on 4 May 2017."
+
+
+@pytest.fixture
+def doorbell(settings: Settings, broker: redis.Redis) -> Iterator[Doorbell]:
+    bell = Doorbell(settings.require_broker_url())
+    assert broker.dbsize() == 0
+    yield bell
+    bell.close()
+
+
+@pytest.fixture
+def client(settings: Settings, engine: Engine) -> Iterator[Client]:
+    assert engine is not None
+    with Client(settings) as producer:
+        yield producer
+
+
+def submit(client: Client, number: int, *, tenant: str = "acme", lane: str = "batch") -> list[UUID]:
+    return client.submit_many(
+        {"tenant": tenant, "document": DOCUMENT, "tier": "small", "lane": lane} for _ in range(number)
+    )
+
+
+def states(engine: Engine) -> dict[str, int]:
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state"))
+        return {row.state: row.jobs for row in rows}
+
+
+def test_a_backlog_stays_in_rows_and_the_broker_gets_about_two_seconds_of_it(
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+) -> None:
+    submit(client, 100)
+    assert feed(engine, doorbell, "small") == LEAST_RELEASED
+    assert feed(engine, doorbell, "small") == 0
+    assert states(engine) == {"released": LEAST_RELEASED, "queued": 100 - LEAST_RELEASED}
+    assert broker.llen("small.batch") == LEAST_RELEASED
+
+
+def test_what_was_claimed_lately_makes_room(client: Client, engine: Engine, doorbell: Doorbell) -> None:
+    submit(client, 100)
+    feed(engine, doorbell, "small")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'running', started_at = now() WHERE state = 'released'"))
+    assert feed(engine, doorbell, "small") == 2 * LEAST_RELEASED
+
+
+def test_a_retry_goes_to_its_own_queue_when_it_is_due(
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+) -> None:
+    submit(client, 2)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'retrying', attempts = 1, due_at = now() + interval '1 hour'"))
+    assert feed(engine, doorbell, "small") == 0
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET due_at = now()"))
+    assert feed(engine, doorbell, "small") == 2
+    assert (broker.llen("small.retry"), broker.llen("small.batch")) == (2, 0)
+
+
+def test_messages_that_redis_lost_are_sent_again_and_others_are_not(
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+) -> None:
+    submit(client, 5)
+    assert feed(engine, doorbell, "small") == 5
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET released_at = now() - interval '1 minute'"))
+    assert mend(engine, doorbell, "small") == 0
+    broker.flushall()
+    assert mend(engine, doorbell, "small") == 5
+    assert broker.llen("small.batch") == 5
+    assert mend(engine, doorbell, "small") == 0
+
+
+def test_a_producer_that_dies_between_commit_and_publish_loses_nothing(
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+) -> None:
+    submit(client, 1, lane="interactive")
+    broker.flushall()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET released_at = now() - interval '1 minute'"))
+    assert mend(engine, doorbell, "small") == 1
+    assert broker.llen("small.interactive") == 1
+
+
+def test_a_job_that_kills_three_workers_is_dead_as_poison_and_announced_once(
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+) -> None:
+    (job_id,) = submit(client, 1)
+    for _ in range(3):
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE jobs SET state = 'running', fence = fence + 1, worker = 'gone'"))
+        swept = sweep(engine, doorbell)
+        assert swept.recovered == 1
+    assert swept == Swept(recovered=1, expired=0, unknown=0, announced=1)
+    assert sweep(engine, doorbell) == Swept(recovered=0, expired=0, unknown=0, announced=0)
+    job = client.get(job_id)
+    assert (job.state, job.reason) == ("dead", "poison")
+    assert broker.llen("dead_letter") == 1
+
+
+def test_a_deadline_that_passes_in_the_queue_buries_the_job(
+    client: Client, engine: Engine, doorbell: Doorbell
+) -> None:
+    (job_id,) = submit(client, 1)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET deadline = now() - interval '1 second'"))
+    assert sweep(engine, doorbell).expired == 1
+    assert client.get(job_id).reason == "deadline"
+
+
+def test_a_call_that_nobody_settled_is_closed_as_unknown_and_a_running_one_is_left(
+    client: Client, engine: Engine, doorbell: Doorbell
+) -> None:
+    over, running = submit(client, 2)
+    with engine.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
+                    model_asked, price_version, state, upper_bound_nanodollars, nanodollars, intended_at)
+                SELECT gen_random_uuid(), id, 1, tenant, 'p', '1', 'small', 'd', 'a', 'm', '2026-01-01', 'intent', 9, 9,
+                    now() - interval '2 minutes' FROM jobs
+            """)
+        )
+        connection.execute(text("INSERT INTO workers VALUES ('alive', now(), now() + interval '1 minute')"))
+        connection.execute(
+            text("UPDATE jobs SET state = 'running', fence = 1, worker = 'alive' WHERE id = :id"), {"id": running}
+        )
+    assert sweep(engine, doorbell).unknown == 1
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT job_id, state, nanodollars FROM ledger")).all()
+    assert {row.job_id: (row.state, row.nanodollars) for row in rows} == {over: ("unknown", 9), running: ("intent", 9)}
