@@ -1,6 +1,8 @@
 """The whole system on the documents in `samples/`: what a newcomer sees first. It must not know how a job is run."""
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -22,6 +24,7 @@ TIMEOUT_S = 180.0
 SMALL_BYTES = 12_000
 MEDIUM_BYTES = 50_000
 SUMMARY_WIDTH = 60
+BAR_WIDTH = 30
 
 
 class DemoFailedError(PenstockError):
@@ -83,27 +86,32 @@ def tier_for(size: int) -> str:
 
 
 def watch(console: Console, stack: Stack, client: Client, job_ids: list[UUID]) -> None:
-    """Show the states of the jobs until all have ended."""
-    with Live(console=console, transient=console.is_terminal, auto_refresh=False) as live:
+    """Show the states of the jobs until all have ended: a bar on a terminal, a line a change in a pipe."""
+    shown = ""
+    with Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:
 
         def show(states: dict[UUID, JobState]) -> None:
+            nonlocal shown
             stack.check()
-            live.update(progress(states), refresh=console.is_terminal)
+            line = progress(states)
+            if live is not None:
+                live.update(line, refresh=True)
+            elif line != shown:
+                console.print(line)
+            shown = line
 
         client.wait_all(job_ids, timeout_s=TIMEOUT_S, progress=show)
 
 
-def progress(states: dict[UUID, JobState]) -> Table:
-    """Make a bar of how many jobs stand where."""
-    grid = Table.grid(padding=(0, 2))
-    counts = {state: sum(1 for other in states.values() if other is state) for state in JobState}
+def progress(states: dict[UUID, JobState]) -> str:
+    """Draw how many jobs stand where."""
+    counts = Counter(states.values())
     ended = sum(count for state, count in counts.items() if state.is_terminal)
-    grid.add_row(
-        f"[bold]{ended}[/bold] of {len(states)}",
-        "█" * round(30 * ended / len(states)) + "░" * (30 - round(30 * ended / len(states))),
-        "  ".join(f"{state} {count}" for state, count in counts.items() if count),
+    filled = BAR_WIDTH * ended // len(states)
+    bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+    return f"[bold]{ended:2}[/bold] of {len(states)}  {bar}  " + "  ".join(
+        f"{state} {counts[state]}" for state in JobState if counts[state]
     )
-    return grid
 
 
 def table(shown: Sequence[Shown]) -> Table:

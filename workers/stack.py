@@ -6,6 +6,7 @@ A service whose address is set in the environment is used as it is; the others a
 import fcntl
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -71,6 +72,7 @@ class Stack:
         self.settings = load_settings()
         self.tell = tell
         self.services: list[Service] = []
+        self.embedded: EmbeddedServices | None = None
         self.simulator_url: str | None = None
         self.flower_url: str | None = None
         self._with_flower = flower
@@ -144,9 +146,9 @@ class Stack:
         given = [self.settings.database_url, self.settings.redis_url, self.settings.broker_url]
         if not all(given):
             self.tell(f"starting Postgres and Redis in {self.settings.home}")
-            embedded = EmbeddedServices(self.settings.home)
-            self._cleanup.callback(embedded.stop)
-            embedded.start()
+            self.embedded = EmbeddedServices(self.settings.home)
+            self._cleanup.callback(self.embedded.stop)
+            self.embedded.start()
         engine = sync_engine(self.settings.require_database_url())
         migrate(engine)
         engine.dispose()
@@ -167,6 +169,10 @@ class Stack:
 
     def _start_flower(self) -> None:
         """Start Flower after the pools: it learns the queues from the workers that it finds when it starts."""
+        if not {"PENSTOCK_FLOWER_AUTH", "PENSTOCK_FLOWER_OPEN"} & self._environment.keys():
+            password = secrets.token_urlsafe(9)
+            self._environment["PENSTOCK_FLOWER_AUTH"] = f"penstock:{password}"
+            self.tell(f"Flower's user is penstock, its password {password}; PENSTOCK_FLOWER_AUTH sets your own")
         port = free_port(FLOWER_PORT)
         self.flower_url = f"http://127.0.0.1:{port}"
         config = FLOWER_CONFIG.resolve()

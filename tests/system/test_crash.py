@@ -1,7 +1,8 @@
-"""The same 209 documents while a worker is killed and Redis is emptied."""
+"""The same 209 documents while a worker is killed, Redis is killed and emptied, and Postgres is restarted."""
 
 import os
 import signal
+from collections.abc import Callable
 from uuid import UUID
 
 import redis
@@ -15,15 +16,23 @@ from workers.stack import Stack, invoice
 
 
 @needs_documents
-def test_a_killed_worker_and_an_emptied_redis_lose_nothing(stack: Stack, client: Client, database: Engine) -> None:
+def test_nothing_is_lost_and_nothing_bought_twice_when_everything_breaks(stack: Stack, client: Client, database: Engine) -> None:
     victim = next(service for service in stack.services if service.name == "small-2")
     broker = redis.Redis(unix_socket_path=load_settings().require_broker_url().removeprefix("redis+socket://"))
-    breakages = [(40, lambda: os.kill(victim.process.pid, signal.SIGKILL)), (110, broker.flushall)]
+    assert stack.embedded is not None
+    postgres, broker_server = stack.embedded.postgres, stack.embedded.redis
+    breakages: list[tuple[int, list[Callable[[], object]]]] = [
+        (30, [lambda: os.kill(victim.process.pid, signal.SIGKILL)]),
+        (70, [broker_server.kill, broker_server.start]),
+        (110, [broker.flushall]),
+        (150, [postgres.stop, postgres.start]),
+    ]
 
     def break_things(states: dict[UUID, JobState]) -> None:
         ended = sum(state.is_terminal for state in states.values())
         while breakages and ended >= breakages[0][0]:
-            breakages.pop(0)[1]()
+            for step in breakages.pop(0)[1]:
+                step()
 
     jobs = submit_all(client)
     states = client.wait_all(jobs, timeout_s=TIMEOUT_S, progress=break_things)
