@@ -52,6 +52,8 @@ async def keep_alive(house: House) -> None:
             await _beat(house)
         except (DBAPIError, OSError) as error:
             telemetry.emit("service.unavailable", service="postgres", error=type(error).__name__, retry_s=pause_s)
+        except Exception as error:  # noqa: BLE001 - a heart that stops takes every job of the process with it
+            telemetry.failed(error)
 
 
 async def _beat(house: House) -> None:

@@ -61,6 +61,8 @@ def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event) -> None:
             sweep(engine, doorbell)
         except (DBAPIError, *BROKER_ERRORS) as error:
             telemetry.emit("service.unavailable", service="upkeep", error=type(error).__name__, retry_s=SWEEP_S)
+        except Exception as error:  # noqa: BLE001 - the thread must not end in silence while its worker goes on
+            telemetry.failed(error)
 
 
 def attach(app: Any, settings: Settings) -> None:

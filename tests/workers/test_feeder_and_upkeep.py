@@ -1,15 +1,18 @@
 """The two processes that keep jobs moving, one pass at a time, on a real Postgres and a real Redis."""
 
 from collections.abc import Iterator
-from uuid import UUID
+from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 import redis
 from sqlalchemy import Engine, text
 
 from penstock.client import Client
-from penstock.client.doorbell import Doorbell
+from penstock.client.doorbell import BROKER_ERRORS, Doorbell
+from penstock.jobs.dead_letters import DeadLetter
 from penstock.settings import Settings
+from workers.embedded import RedisServer
 from workers.feeder import LEAST_RELEASED, feed, mend
 from workers.upkeep import Swept, sweep
 
@@ -146,3 +149,22 @@ def test_a_call_that_nobody_settled_is_closed_as_unknown_and_a_running_one_is_le
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT job_id, state, nanodollars FROM ledger")).all()
     assert {row.job_id: (row.state, row.nanodollars) for row in rows} == {over: ("unknown", 9), running: ("intent", 9)}
+
+
+def test_a_broker_that_is_away_is_one_kind_of_error_whatever_was_asked_of_it(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    bell = Doorbell(f"redis+socket://{server.socket_path}")
+    letter = DeadLetter(uuid4(), "acme", "small", "batch", "poison", 3)
+    bell.announce([letter])
+    assert bell.waiting(["dead_letter"]) == 1
+    server.kill()
+    with pytest.raises(BROKER_ERRORS):
+        bell.waiting(["dead_letter"])
+    with pytest.raises(BROKER_ERRORS):
+        bell.announce([letter])
+    bell.revoke([letter.job_id])
+    server.start()
+    assert bell.waiting(["dead_letter"]) == 1
+    server.stop()
+    bell.close()
