@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import click
@@ -17,21 +17,49 @@ from penstock.schemas import JobState, Lane
 
 FAILED = 1
 USAGE = 2
+UNDEFINED_TABLE = "42P01"
+MOST_ROWS = 100_000
 
 
 def main() -> None:
     """Run the command; an error is one line that names the thing, the reason and the cure."""
     try:
-        commands(standalone_mode=False)
-    except click.ClickException as error:
+        commands(prog_name="penstock", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(error.exit_code)
+        sys.exit(USAGE)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" See `{context.command_path} --help`." if context else ""
+        fail(error.format_message() + hint, error.exit_code)
     except click.Abort:
         click.echo("stopped", err=True)
         sys.exit(130)
     except PenstockError as error:
-        click.echo(f"penstock: {error}", err=True)
-        sys.exit(FAILED if isinstance(error, JobError) else USAGE)
+        fail(str(error), FAILED if isinstance(error, JobError) else USAGE)
+    except Exception as error:
+        trouble = database_trouble(error)
+        if trouble is None:
+            raise
+        fail(trouble, USAGE)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with one line on standard error."""
+    click.echo(f"penstock: {message}", err=True)
+    sys.exit(code)
+
+
+def database_trouble(error: Exception) -> str | None:
+    """Say what is wrong with Postgres and what to do, or None where it is not Postgres."""
+    from sqlalchemy.exc import DBAPIError, OperationalError
+
+    if isinstance(error, OperationalError):
+        reason = str(error.orig).splitlines()[0]
+        return f"Postgres cannot be reached: {reason}; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL"
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == UNDEFINED_TABLE:
+        return "Postgres: Penstock's tables are not there; run `penstock migrate`"
+    return None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,14 +73,14 @@ def commands() -> None:
     penstock submit report.pdf --tenant acme --wait      have a document summarised
     penstock jobs list --tenant acme                     what became of it
     penstock dead list                                   what did not work
-    """
+    """  # noqa: D301 - click reads the backspace
 
 
 def start(module: str, *arguments: str) -> None:
     """Become another program of this deployment, found from the root of the repository or the image."""
     if not Path("workers").is_dir():
         raise click.ClickException("there is no workers/ here; run this in the root of the repository or of the image")
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - our own module
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 @commands.command()
@@ -70,14 +98,14 @@ def up() -> None:
 
 @commands.command()
 @click.argument("role")
-@click.option("--concurrency", type=int, help="Jobs in flight; the tier's own if not given.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Jobs in flight; the tier's own if not given.")
 def worker(role: str, concurrency: int | None) -> None:
     """Run one worker: the pool of a tier, or `upkeep`.
 
     \b
     penstock worker small
     penstock worker upkeep
-    """
+    """  # noqa: D301 - click reads the backspace
     start("workers.worker", role, *(["--concurrency", str(concurrency)] if concurrency else []))
 
 
@@ -98,9 +126,7 @@ def flower(arguments: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def simulator(arguments: tuple[str, ...]) -> None:
     """Run the simulated provider; see `penstock simulator --help`."""
-    os.execv(  # noqa: S606 - our own module
-        sys.executable, [sys.executable, "-m", "penstock.providers.simulator", *arguments]
-    )
+    os.execv(sys.executable, [sys.executable, "-m", "penstock.providers.simulator", *arguments])
 
 
 @commands.command()
@@ -110,7 +136,9 @@ def migrate() -> None:
     from penstock.store.db import sync_engine
     from penstock.store.schema import migrate as bring_up
 
-    bring_up(sync_engine(load_settings().require_database_url()))
+    engine = sync_engine(load_settings().require_database_url())
+    bring_up(engine)
+    engine.dispose()
     click.echo("the schema is up to date")
 
 
@@ -171,7 +199,7 @@ def submit(
     \b
     penstock submit report.pdf --tenant acme --wait
     penstock submit *.md --tenant acme --prompt extract_metadata --lane batch
-    """
+    """  # noqa: D301 - click reads the backspace
     given = dict(parse_variable(pair) for pair in variables)
     job_ids = client.submit_many({**fields, "document": path, "variables": given} for path in files)
     if not wait:
@@ -245,12 +273,14 @@ def make_filter(state: str | None, tenant: str | None, tier: str | None, reason:
 def parse_since(text: str) -> datetime:
     """Read `30m`, `2h`, `3d` or an ISO 8601 time."""
     units = {"m": "minutes", "h": "hours", "d": "days"}
-    if text[-1] in units and text[:-1].isdigit():
-        return datetime.now(UTC) - timedelta(**{units[text[-1]]: int(text[:-1])})
     try:
+        if text[-1] in units and text[:-1].isdecimal():
+            return datetime.now(UTC) - timedelta(**{units[text[-1]]: int(text[:-1])})
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither like 30m, 2h, 3d nor an ISO time", param_hint="--since") from None
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is neither like 30m, 2h, 3d nor an ISO time", param_hint="--since"
+        ) from None
     return moment if moment.tzinfo else moment.astimezone()
 
 
@@ -262,7 +292,7 @@ def jobs() -> None:
 @jobs.command("list")
 @click.option("--state", type=click.Choice([state.value for state in JobState]))
 @filters
-@click.option("--limit", default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
 @as_json
 @with_client
 def list_jobs(client: Any, *, state: str | None, limit: int, as_json: bool, **chosen: Any) -> None:
@@ -310,8 +340,9 @@ def cancel_jobs(client: Any, *, job_ids: tuple[UUID, ...]) -> None:
 
 def report(done: Sequence[UUID], asked: Sequence[UUID], verb: str, otherwise: str) -> None:
     """Print what was done to each job."""
+    found = set(done)
     for job_id in asked:
-        click.echo(f"{job_id} {verb if job_id in set(done) else otherwise}")
+        click.echo(f"{job_id} {verb if job_id in found else otherwise}")
 
 
 @commands.group()
@@ -321,7 +352,7 @@ def dead() -> None:
 
 @dead.command("list")
 @filters
-@click.option("--limit", default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
 @as_json
 @with_client
 def list_dead(client: Any, *, limit: int, as_json: bool, **chosen: Any) -> None:
@@ -340,11 +371,14 @@ def show_dead(client: Any, *, job_id: UUID, as_json: bool) -> None:
 
 def chosen_ids(client: Any, job_ids: tuple[UUID, ...], *, everything: bool, chosen: dict[str, Any]) -> list[UUID]:
     """Give the ids that were named, or those that the filter finds; a bare command chooses nothing."""
+    by_filter = everything or any(chosen.values())
+    if job_ids and by_filter:
+        raise click.UsageError("name ids or a filter, not both")
     if job_ids:
         return list(job_ids)
-    if not everything and not any(chosen.values()):
+    if not by_filter:
         raise click.UsageError("name ids, a filter (--tenant, --tier, --reason, --since), or --all")
-    return [job.id for job in client.find(make_filter("dead", **chosen), most=100_000)]
+    return [job.id for job in client.find(make_filter("dead", **chosen), most=MOST_ROWS)]
 
 
 @dead.command("replay")
@@ -358,7 +392,7 @@ def replay_dead(client: Any, *, job_ids: tuple[UUID, ...], everything: bool, **c
     \b
     penstock dead replay 5b0c...
     penstock dead replay --tenant acme --reason server_error --since 2h
-    """
+    """  # noqa: D301 - click reads the backspace
     ids = chosen_ids(client, job_ids, everything=everything, chosen=chosen)
     report(client.replay(ids), ids, "queued anew", "is not dead, or was refused at the door and has no content")
 

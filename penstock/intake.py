@@ -5,7 +5,9 @@ All three doors lead here, so that they refuse the same things with the same wor
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
+from datetime import MAXYEAR, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,6 +24,8 @@ from penstock.schemas import JobRequest
 from penstock.settings import Settings
 
 BYTES_PER_TOKEN = 4
+SHOWN_CHARACTERS = 64
+MAPPINGS = ("variables", "metadata")
 
 
 class Intake:
@@ -42,11 +46,9 @@ class Intake:
         """Make the job of a request, given as the fields of JobRequest; raise InvalidRequestError."""
         request = parse(fields)
         prompt = self._prompts.find(request.prompt, request.prompt_version)
-        tier = self._catalogue.tier(request.tier or prompt.default_tier)
-        if request.deadline is not None and request.deadline <= self._clock.now():
-            raise InvalidRequestError(
-                "deadline", f"{request.deadline.isoformat()} is in the past", "give a later one, or none"
-            )
+        tier = self._catalogue.tier(prompt.default_tier if request.tier is None else request.tier)
+        if request.deadline is not None:
+            _check_deadline(request.deadline, self._clock.now())
         document = _text_of(request)
         variables = prompt.check(request.variables, document=document)
         size = len((document or "").encode()) + sum(len(value.encode()) for value in variables.values())
@@ -74,14 +76,24 @@ def parse(fields: Mapping[str, Any]) -> JobRequest:
         return JobRequest.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(field, _reason(first), _cure(field)) from None
+        field, *inner = map(str, first["loc"] or ("fields",))
+        name = ".".join([field, *inner[:1]]) if field in MAPPINGS else field
+        raise InvalidRequestError(_printable(name), _reason(field, first), _cure(field)) from None
 
 
-def _reason(error: Any) -> str:
+def _printable(name: str) -> str:
+    """Make a name that the caller chose fit for an error of one line, a log, and a row."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:SHOWN_CHARACTERS]
+    )
+
+
+def _reason(field: str, error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "there is no such field"
-    return str(error["msg"])
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return "it is neither text, bytes nor a path" if field == "document" else str(error["msg"])
 
 
 def _cure(field: str) -> str:
@@ -91,10 +103,22 @@ def _cure(field: str) -> str:
         "priority": "use a whole number from 0 to 9, where 9 goes first",
         "deadline": "use an ISO 8601 time with its UTC offset",
         "prompt": "give the id of a prompt",
+        "document": "give text, bytes with their media_type, or a pathlib.Path",
+        "variables": "use strings, without NUL, for names and values",
+        "metadata": "use strings, without NUL, for names and values",
+        "idempotency_key": "use 1 to 200 characters, without NUL",
     }
-    name = field.split(".", maxsplit=1)[0]
     known = ", ".join(sorted(JobRequest.model_fields))
-    return cures.get(name, f"the fields are {known}; see docs/producers.md")
+    return cures.get(field, f"the fields are {known}; see docs/producers.md")
+
+
+def _check_deadline(deadline: datetime, now: datetime) -> None:
+    if deadline.year >= MAXYEAR:  # in another time zone it would be a year that no datetime can hold
+        raise InvalidRequestError(
+            "deadline", f"the year {deadline.year} is too far away", "give an earlier one, or none"
+        )
+    if deadline <= now:
+        raise InvalidRequestError("deadline", f"{deadline.isoformat()} is in the past", "give a later one, or none")
 
 
 def _text_of(request: JobRequest) -> str | None:
@@ -103,31 +127,38 @@ def _text_of(request: JobRequest) -> str | None:
         case None:
             return None
         case str() as text:
-            return documents.extract_text(text.encode(), request.media_type or "text/plain", name="document")
+            media_type = "text/plain" if request.media_type is None else request.media_type
+            return documents.extract_text(text.encode(), media_type, name=request.document_name or "document")
         case bytes() as data:
             if request.media_type is None:
                 raise InvalidDocumentError("media_type", "a document of bytes needs one", "give it, or give a path")
             return documents.extract_text(data, request.media_type, name=request.document_name or "document")
         case Path() as path:
-            return documents.extract_text(
-                _read(path), request.media_type or documents.media_type_of(path), name=path.name
-            )
+            media_type = documents.media_type_of(path) if request.media_type is None else request.media_type
+            return documents.extract_text(_read(path), media_type, name=path.name)
 
 
 def _read(path: Path) -> bytes:
+    """Read a file up to one byte past the limit; what is no ordinary file (a pipe, a device) might never end."""
+    cure = "give the path of a file that can be read"
+    most = documents.DEFAULT_LIMITS.max_bytes
     try:
-        size = path.stat().st_size
-        if size > documents.DEFAULT_LIMITS.max_bytes:
-            raise InvalidDocumentError("document", f"{path.name!r} has {size} bytes", "split it into smaller documents")
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidDocumentError(
-            "document", f"{str(path)!r} cannot be read: {error.strerror}", "give the path of a file that can be read"
-        ) from error
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidDocumentError("document", f"{str(path)!r} is not a file", cure)
+        if found.st_size > most:
+            reason = f"{path.name!r} is too large: {found.st_size} bytes, limit {most}"
+            raise InvalidDocumentError("document", reason, "split it into smaller documents")
+        with path.open("rb") as file:
+            return file.read(most + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no path"
+        raise InvalidDocumentError("document", f"{str(path)!r} cannot be read: {why}", cure) from error
 
 
 def _name_of(document: object) -> str | None:
-    return document.name if isinstance(document, Path) else None
+    """Name a document by its file; a name that is not UTF-8 is no text."""
+    return document.name.encode("utf-8", "replace").decode() if isinstance(document, Path) else None
 
 
 def _digest(request: JobRequest, document: str | None) -> str:

@@ -2,12 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock import telemetry
@@ -20,6 +22,7 @@ from penstock.settings import Settings
 from penstock.store.db import async_engine
 
 PROMPT_PATTERN = r"[a-z0-9_]{1,64}"
+RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ class Reception:
         if document is not None and len(document.encode("utf-8", "replace")) > most:
             raise InvalidRequestError("document", f"a message carries at most {most} bytes", "use the client")
         job = await asyncio.to_thread(self.intake.accept, job_id, fields)
-        async with self.engine.begin() as connection:
-            await connection.run_sync(partial(submit, jobs=[job], window=0))
+        await self._write(partial(submit, jobs=[job], window=0))
         telemetry.emit("job.submitted", job=str(job_id), tenant=job.tenant, tier=job.tier, lane=job.lane)
 
     async def refuse(self, job_id: UUID, fields: Mapping[str, Any], error: InvalidRequestError) -> None:
@@ -64,9 +66,33 @@ class Reception:
             prompt=_named(fields.get("prompt"), PROMPT_PATTERN),
             detail=str(error),
         )
-        async with self.engine.begin() as connection:
-            await connection.run_sync(refusal)
+        await self._write(refusal)
         telemetry.emit("job.refused", job=str(job_id), field=error.field, reason=error.reason)
+
+    async def _write(self, write: Callable[[Connection], object]) -> None:
+        """Commit; wait for a Postgres that is away, since the message is gone once its task has ended.
+
+        Safe to repeat when a broken connection hides whether it was done: the row's id is the message's.
+        """
+        while True:
+            try:
+                async with self.engine.begin() as connection:
+                    await connection.run_sync(write)
+            except DBAPIError as error:
+                if not (error.connection_invalidated or isinstance(error, OperationalError)):
+                    raise
+            else:
+                return
+            telemetry.emit("service.unavailable", service="postgres", error="OperationalError", retry_s=RETRY_S)
+            await asyncio.sleep(RETRY_S)
+
+
+def row_id(task_id: str) -> UUID:
+    """Give the id of the row that stands for a message: its task's, or one made of it where that is no UUID."""
+    try:
+        return UUID(task_id)
+    except ValueError:
+        return uuid5(NAMESPACE_URL, task_id)
 
 
 def _named(value: object, pattern: str) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr
 from penstock.errors import ConfigurationError, InvalidRequestError
 from penstock.providers.base import Deployment
 from penstock.schemas import Frozen
-from penstock.settings import read_secret, read_toml
+from penstock.settings import Seconds, read_secret, read_toml
 
 
 class TierEntry(Frozen):
@@ -16,7 +16,7 @@ class TierEntry(Frozen):
     deployments: tuple[str, ...] = Field(min_length=1, description="names in models.toml, the preferred one first")
     processes: int = Field(default=1, gt=0, description="pool processes that `penstock up` starts on one machine")
     concurrency: int = Field(gt=0, description="jobs in flight in one pool process")
-    timeout_s: float = Field(gt=0, description="one call, from the first byte sent to the last byte read")
+    timeout_s: Seconds = Field(gt=0, description="one call, from the first byte sent to the last byte read")
     max_failures: int = Field(gt=0, description="failed attempts before a job is dead; a 429 is none")
 
 
@@ -67,7 +67,7 @@ class Catalogue:
     @classmethod
     def load(cls, folder: Path) -> "Catalogue":
         """Read tiers.toml and models.toml; raise ConfigurationError for what does not hold together."""
-        tiers = cls.load_tiers(folder)._tiers
+        tiers = cls.load_tiers(folder)._tiers  # noqa: SLF001 - its own class
         path = folder / "models.toml"
         entries = read_toml(path, ModelFile).models
         for tier in tiers.values():

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 from penstock.errors import Reason
 
 TENANT_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
-
 
 
 def _storable(value: str) -> str:
@@ -24,8 +23,10 @@ def _storable(value: str) -> str:
     return value
 
 
-Tenant = Annotated[str, Field(pattern=f"^{TENANT_PATTERN}$")]
-Text = Annotated[str, AfterValidator(_storable)]
+Tenant = Annotated[str, StringConstraints(strict=True, pattern=f"^{TENANT_PATTERN}$")]
+Text = Annotated[str, Strict(), AfterValidator(_storable)]
+DocumentName = Annotated[str, StringConstraints(strict=True, max_length=255), AfterValidator(_storable)]
+IdempotencyKey = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200), AfterValidator(_storable)]
 NanoDollars = int
 
 
@@ -129,13 +130,13 @@ class JobRequest(Frozen):
     prompt: Text = Field(min_length=1)
     prompt_version: Text | None = None
     variables: dict[Text, Text] = Field(default_factory=dict)
-    document: Text | bytes | Path | None = None
+    document: Text | Annotated[bytes, Strict()] | Annotated[Path, Strict()] | None = None
     media_type: Text | None = None
-    document_name: Text | None = Field(default=None, max_length=255)
+    document_name: DocumentName | None = None
     tier: Text | None = None
     lane: Lane = Lane.INTERACTIVE
-    priority: int = Field(default=5, ge=0, le=9)
-    idempotency_key: Text | None = Field(default=None, min_length=1, max_length=200)
+    priority: int = Field(default=5, ge=0, le=9, strict=True)
+    idempotency_key: IdempotencyKey | None = None
     deadline: AwareDatetime | None = None
     metadata: dict[Text, Text] = Field(default_factory=dict)
 

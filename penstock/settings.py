@@ -9,7 +9,7 @@ import os
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 
@@ -17,9 +17,11 @@ from penstock.errors import ConfigurationError
 from penstock.schemas import Frozen
 
 FileModel = TypeVar("FileModel", bound=Frozen)
-
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 PREFIX = "PENSTOCK_"
+DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps")
 
 
 class Settings(Frozen):
@@ -31,17 +33,17 @@ class Settings(Frozen):
     database_url: SecretStr | None = Field(default=None, description="postgresql://...")
     redis_url: SecretStr | None = Field(default=None, description="redis://... for what processes share")
     broker_url: SecretStr | None = Field(default=None, description="redis://... or amqp://... for Celery")
-    log_level: str = "INFO"
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
     log_format: str = Field(default="auto", pattern="^(auto|json|pretty)$")
-    lease_s: float = Field(default=30.0, gt=0, description="a silent worker's jobs are taken from it after this")
-    drain_timeout_s: float = Field(default=30.0, ge=0, description="how long a stopping worker waits for its jobs")
+    lease_s: Seconds = Field(default=30.0, gt=0, description="a silent worker's jobs are taken from it after this")
+    drain_timeout_s: Seconds = Field(default=30.0, ge=0, description="how long a stopping worker waits for its jobs")
     interactive_window: int = Field(default=64, ge=1, description="jobs of a tenant that are released at once")
     max_inline_bytes: int = Field(default=262_144, ge=1, description="text that a Celery message may carry")
 
     def require_database_url(self) -> str:
         """Give the address of Postgres in SQLAlchemy's form, or raise ConfigurationError."""
         url = self._service(self.database_url, "database_url")
-        return "postgresql+psycopg://" + url.split("://", 1)[1]
+        return "postgresql+psycopg://" + _after_scheme(url, DATABASE_SCHEMES, "DATABASE_URL")
 
     def require_redis_url(self) -> str:
         """Give the address of the shared Redis, or raise ConfigurationError."""
@@ -49,7 +51,9 @@ class Settings(Frozen):
 
     def require_broker_url(self) -> str:
         """Give the address of Celery's broker, or raise ConfigurationError."""
-        return self._service(self.broker_url, "broker_url")
+        url = self._service(self.broker_url, "broker_url")
+        _after_scheme(url, BROKER_SCHEMES, "BROKER_URL")
+        return url
 
     def _service(self, configured: SecretStr | None, name: str) -> str:
         if configured is not None:
@@ -57,13 +61,24 @@ class Settings(Frozen):
         embedded = self.home / "services.json"
         try:
             return str(json.loads(embedded.read_text())[name])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 str(embedded),
                 name,
                 "no embedded services are running here",
                 f"start them with `penstock up`, or set PENSTOCK_{name.upper()}",
             ) from error
+
+
+def _after_scheme(url: str, schemes: tuple[str, ...], name: str) -> str:
+    """Give what follows the scheme of an address; the address is not shown, it may hold a password."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in schemes:
+        return rest
+    known = ", ".join(f"{scheme}://" for scheme in schemes)
+    raise ConfigurationError(
+        "environment", PREFIX + name, "it is no address of such a service", f"begin it with {known}"
+    )
 
 
 def load_settings() -> Settings:
@@ -93,8 +108,16 @@ def read_toml(path: Path, model: type[FileModel]) -> FileModel:
         raise ConfigurationError(
             str(path), "the file itself", "it does not exist", "create it, or point PENSTOCK_CONFIG at its folder"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigurationError(
+            str(path), "the file itself", f"it cannot be read: {error.strerror}", "mend that"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(str(path), "its TOML", str(error), "correct the syntax there") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            str(path), f"byte {error.start}", "it is not UTF-8", "save the file as UTF-8"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -106,6 +129,9 @@ def read_secret(path: Path, key: str, variable: str) -> SecretStr:
     value = os.environ.get(variable, "")
     if not value:
         raise ConfigurationError(
-            str(path), f"key {key!r}", f"the variable {variable} is not set", f"export {variable}=... or remove the entry"
+            str(path),
+            f"key {key!r}",
+            f"the variable {variable} is not set",
+            f"export {variable}=... or remove the entry",
         )
     return SecretStr(value)

@@ -22,7 +22,7 @@ async def attempt(self: Any, **_identifiers: str) -> dict[str, Any]:
 
 
 @task(name="penstock.dead_letter", throws=(JobDeadError,))
-async def dead_letter(self: Any, job_id: str, reason: str, **_identifiers: Any) -> NoReturn:
+async def dead_letter(_self: Any, job_id: str, reason: str, **_identifiers: Any) -> NoReturn:
     """Show a death in Flower, whatever the job died of. Safe to run twice: it changes nothing."""
     raise JobDeadError(job_id, Reason(reason), "announced")
 

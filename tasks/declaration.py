@@ -16,7 +16,7 @@ SHOWN = ("tenant", "tier", "lane", "prompt", "prompt_version")
 
 
 class IdentifiersOnly(Request):  # type: ignore[misc]
-    """A message whose text is never shown: events, and Flower by them, get identifiers alone."""
+    """A message whose text is never shown: events, `inspect`, and Flower by them, get identifiers alone."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Replace what the producer wrote down of the arguments."""
@@ -24,6 +24,11 @@ class IdentifiersOnly(Request):  # type: ignore[misc]
         given = self._kwargs if isinstance(self._kwargs, dict) else {}
         self._argsrepr = "()"
         self._kwargsrepr = repr({name: str(given[name])[:64] for name in SHOWN if name in given})
+
+    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002 - Celery's own signature
+        """Describe the message to whoever inspects the worker: always as safely as can be."""
+        described: dict[str, Any] = super().info(safe=True)
+        return described
 
 
 def task(

@@ -1,12 +1,13 @@
 """The producer's door. It must not import LiteLLM, and it is quick to import.
 
-    from penstock.client import Client
+from penstock.client import Client
 
-    client = Client()
-    job_id = client.submit(tenant="acme", prompt="summarise_document", document=Path("report.pdf"))
-    print(client.wait(job_id, timeout_s=120).result)
+client = Client()
+job_id = client.submit(tenant="acme", prompt="summarise_document", document=Path("report.pdf"))
+print(client.wait(job_id, timeout_s=120).result)
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -19,7 +20,14 @@ from sqlalchemy import Connection
 
 from penstock.client.doorbell import Doorbell
 from penstock.clock import SystemClock
-from penstock.errors import JobCancelledError, JobDeadError, JobNotFoundError, Reason, WaitTimeoutError
+from penstock.errors import (
+    InvalidRequestError,
+    JobCancelledError,
+    JobDeadError,
+    JobNotFoundError,
+    Reason,
+    WaitTimeoutError,
+)
 from penstock.intake import Intake
 from penstock.jobs import dead_letters, queries
 from penstock.jobs.queries import Attempt, Filter
@@ -52,7 +60,9 @@ class Client:
         """Use the client for the length of a block."""
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None
+    ) -> None:
         """Close it."""
         self.close()
 
@@ -89,27 +99,29 @@ class Client:
             "document": document,
             "media_type": media_type,
             "document_name": document_name,
-            "variables": dict(variables or {}),
+            "variables": {} if variables is None else variables,
             "prompt_version": prompt_version,
             "tier": tier,
             "lane": lane,
             "priority": priority,
             "idempotency_key": idempotency_key,
             "deadline": deadline,
-            "metadata": dict(metadata or {}),
+            "metadata": {} if metadata is None else metadata,
         }
-        return self.submit_many([fields], connection=connection)[0]
+        return self._submit([self._accept(fields)], connection)[0]
 
-    def submit_many(
-        self, requests: Iterable[Mapping[str, Any]], *, connection: Connection | None = None
-    ) -> list[UUID]:
+    def submit_many(self, requests: Iterable[Mapping[str, Any]], *, connection: Connection | None = None) -> list[UUID]:
         """Accept many jobs, each given as a mapping of the fields of `submit`: all of them, or none.
 
-        The InvalidRequestError of a refused one says which by its number, from 0.
+        The InvalidRequestError of a refused one says which by its number, from 0, as in `requests[3].tenant`; an
+        IdempotencyConflictError says which by its key.
         """
-        jobs = [self._accept(number, fields) for number, fields in enumerate(requests)]
+        return self._submit([self._accept_nth(number, fields) for number, fields in enumerate(requests)], connection)
+
+    def _submit(self, jobs: list[NewJob], connection: Connection | None) -> list[UUID]:
         if connection is not None:
-            return [accepted.id for accepted in self._insert(connection, jobs, window=0)]
+            with connection.begin_nested():
+                return [accepted.id for accepted in self._insert(connection, jobs, window=0)]
         with self._engine.begin() as own:
             accepted = self._insert(own, jobs, window=self._settings.interactive_window)
         self._ring(jobs, accepted)
@@ -155,10 +167,11 @@ class Client:
                 progress(states)
             if all(state.is_terminal for state in states.values()):
                 return states
-            if ends_at is not None and time.monotonic() + pause_s > ends_at:
+            left_s = math.inf if ends_at is None else ends_at - time.monotonic()
+            if left_s <= 0:
                 waiting = sum(not state.is_terminal for state in states.values())
                 raise WaitTimeoutError(f"{waiting} of {len(keys)} jobs had not ended after {timeout_s} s; they go on")
-            time.sleep(pause_s)
+            time.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 1.5, SLOWEST_POLL_S)
 
     def cancel(self, *job_ids: UUID | str) -> list[UUID]:
@@ -193,8 +206,14 @@ class Client:
         with self._engine.connect() as connection:
             return ledger.totals(connection)
 
-    def _accept(self, number: int, fields: Mapping[str, Any]) -> NewJob:
+    def _accept(self, fields: Mapping[str, Any]) -> NewJob:
         return self._intake.accept(uuid4(), {"prompt": "summarise_document", **fields})
+
+    def _accept_nth(self, number: int, fields: Mapping[str, Any]) -> NewJob:
+        try:
+            return self._accept(fields)
+        except InvalidRequestError as error:
+            raise type(error)(f"requests[{number}].{error.field}", error.reason, error.cure) from error
 
     def _insert(self, connection: Connection, jobs: list[NewJob], *, window: int) -> list[Accepted]:
         accepted = []

@@ -11,6 +11,7 @@ ATTEMPT_TASK = "penstock.attempt"
 DEAD_LETTER_TASK = "penstock.dead_letter"
 
 VISIBILITY_TIMEOUT_S = 3600
+RECONNECT_S = 2
 
 
 def tier_queue(tier: str, lane: Lane, *, is_retry: bool) -> str:
@@ -59,9 +60,15 @@ def make_app(broker_url: str, **options: object) -> Celery:
 
 
 def _transport_options(broker_url: str) -> dict[str, object]:
+    reconnection: dict[str, object] = {
+        "interval_start": 0.1,
+        "interval_step": 0.2,
+        "interval_max": 0.5,
+        "connect_retries_timeout": RECONNECT_S,
+    }
     if not broker_url.startswith("redis"):
-        return {}
-    return {
+        return reconnection
+    return reconnection | {
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "queue_order_strategy": "priority",
         "socket_timeout": 15,

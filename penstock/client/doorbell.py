@@ -4,11 +4,13 @@ A message carries the job's id as its task id, and nothing that a lost or a doub
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from kombu.exceptions import ChannelError, KombuError
+from kombu.exceptions import ChannelError, KombuError, OperationalError
 
 from penstock.jobs.dead_letters import DeadLetter
 from penstock.jobs.release import Release
@@ -33,7 +35,7 @@ class Doorbell:
     def app(self) -> "Celery":
         """Give the Celery app."""
         if self._made is None:
-            from penstock.client.broker import make_app  # noqa: PLC0415 - a producer that only reads needs no Celery
+            from penstock.client.broker import make_app
 
             self._made = make_app(self._broker_url)
         return self._made
@@ -45,7 +47,7 @@ class Doorbell:
             return 0
         sent = 0
         try:
-            with self.app.producer_or_acquire() as producer:
+            with self._broker(), self.app.producer_or_acquire() as producer:
                 for release in waiting:
                     self._send(producer, release)
                     sent += 1
@@ -58,32 +60,30 @@ class Doorbell:
         if not job_ids:
             return
         try:
-            self.app.control.revoke([str(job_id) for job_id in job_ids], terminate=True)
+            with self._broker():
+                self.app.control.revoke([str(job_id) for job_id in job_ids], terminate=True)
         except BROKER_ERRORS as error:
             log.warning("the broker did not take a revocation: %s", type(error).__name__)
 
     def announce(self, letters: Iterable[DeadLetter]) -> None:
         """Publish deaths to the queue of dead letters; raise one of BROKER_ERRORS when the broker is away."""
-        from penstock.client.broker import DEAD_LETTER_QUEUE, DEAD_LETTER_TASK  # noqa: PLC0415 - as above
+        from penstock.client.broker import DEAD_LETTER_QUEUE, DEAD_LETTER_TASK
 
-        for letter in letters:
-            self.app.send_task(
-                DEAD_LETTER_TASK,
-                kwargs={
-                    "job_id": str(letter.job_id),
-                    "tenant": letter.tenant,
-                    "tier": letter.tier,
-                    "lane": letter.lane,
-                    "reason": letter.reason,
-                    "attempts": letter.attempts,
-                },
-                queue=DEAD_LETTER_QUEUE,
-                retry=False,
-            )
+        with self._broker():
+            for letter in letters:
+                self.app.send_task(
+                    DEAD_LETTER_TASK,
+                    kwargs=asdict(letter) | {"job_id": str(letter.job_id)},
+                    queue=DEAD_LETTER_QUEUE,
+                    retry=False,
+                )
 
     def waiting(self, queues: Sequence[str]) -> int:
-        """Count the messages that the broker holds for these queues, without those that a worker has in hand."""
-        with self.app.connection_or_acquire() as connection:
+        """Count the messages that the broker holds for these queues, without those that a worker has in hand.
+
+        Raises one of BROKER_ERRORS when the broker is away.
+        """
+        with self._broker(), self.app.connection_or_acquire() as connection:
             channel = connection.default_channel
             return sum(_depth(channel, queue) for queue in queues)
 
@@ -92,8 +92,17 @@ class Doorbell:
         if self._made is not None:
             self._made.close()
 
+    @contextmanager
+    def _broker(self) -> Generator[None, None, None]:
+        """Give the transport's own errors, which differ from broker to broker, one name."""
+        transport = self.app.connection_for_write()
+        try:
+            yield
+        except (*transport.connection_errors, *transport.channel_errors) as error:
+            raise OperationalError(str(error)) from error
+
     def _send(self, producer: object, release: Release) -> None:
-        from penstock.client.broker import ATTEMPT_TASK, tier_queue  # noqa: PLC0415 - as above
+        from penstock.client.broker import ATTEMPT_TASK, tier_queue
 
         self.app.send_task(
             ATTEMPT_TASK,

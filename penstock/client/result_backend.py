@@ -1,10 +1,10 @@
 """Lets `AsyncResult(job_id).get()` read the jobs table. It writes nothing: workers keep results as rows themselves.
 
-    Celery("app", broker=..., backend="penstock.client.result_backend:JobsBackend")
+Celery("app", broker=..., backend="penstock.client.result_backend:JobsBackend")
 """
 
+import weakref
 from typing import Any
-from uuid import UUID
 
 from celery import states
 from celery.backends.base import BaseBackend
@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from penstock.errors import JobDeadError, Reason
 from penstock.jobs import queries
+from penstock.reception import row_id
 from penstock.schemas import Job, JobState
 from penstock.settings import default_settings
 from penstock.store.db import sync_engine
@@ -46,8 +47,10 @@ class JobsBackend(BaseBackend):  # type: ignore[misc]
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         if self._engine is None:
             self._engine = sync_engine(default_settings().require_database_url())
+            weakref.finalize(self, self._engine.dispose)  # Celery tells a backend nothing of its app's end
         with self._engine.connect() as connection:
-            job = queries.get(connection, [UUID(task_id)]).get(UUID(task_id))
+            job_id = row_id(task_id)
+            job = queries.get(connection, [job_id]).get(job_id)
         if job is None:
             return {"task_id": task_id, "status": states.PENDING, "result": None}
         return {

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
 from penstock.schemas import JobState, Lane, PromptReference
+from penstock.store.text import storable_row
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
     rows = json.dumps([{"job_id": str(claim.job_id), "worker": claim.worker} for claim in claims])
     taken = {}
     for row in connection.execute(CLAIM, {"rows": rows}):
-        taken[row.id] = ClaimedJob(
+        taken[row.id, row.worker] = ClaimedJob(
             id=row.id,
             fence=row.fence,
             worker=row.worker,
@@ -84,7 +85,7 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
             variables=row.variables,
             document=row.document,
         )
-    return [taken.pop(claim.job_id, None) for claim in claims]
+    return [taken.pop((claim.job_id, claim.worker), None) for claim in claims]
 
 
 class Outcome(StrEnum):
@@ -134,24 +135,34 @@ FINISH = text("""
             ended_at = CASE WHEN given.state = 'retrying' THEN NULL ELSE now() END
         FROM given
         WHERE jobs.id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running'
-        RETURNING jobs.id
+        RETURNING jobs.id, jobs.fence
     ), history AS (
         UPDATE attempts SET ended_at = now(), outcome = given.outcome, reason = given.reason, detail = given.detail
         FROM given
-        WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence AND given.job_id IN (SELECT id FROM ended)
+        WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence
+            AND (given.job_id, given.fence) IN (SELECT id, fence FROM ended)
     ), stored AS (
         INSERT INTO results (job_id, text, model_asked, model_served)
         SELECT job_id, result, model_asked, model_served FROM given
-        WHERE outcome = 'succeeded' AND job_id IN (SELECT id FROM ended)
+        WHERE outcome = 'succeeded' AND (job_id, fence) IN (SELECT id, fence FROM ended)
     )
-    SELECT id FROM ended
+    SELECT id, fence FROM ended
 """)
 
 
 def finish(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
-    """End attempts; False where the job belongs to a later run or was cancelled, and nothing was changed."""
-    rows = [
-        asdict(ending) | {"job_id": str(ending.job_id), "state": ending.outcome.state.value} for ending in endings
+    """End attempts; False where the job belongs to a later run or was cancelled, and nothing was changed.
+
+    Of several endings of one attempt the first counts: a run that is stopped while its end is written has two.
+    """
+    first = {(ending.job_id, ending.fence): ending for ending in reversed(endings)}
+    rows = [_row(ending) for ending in first.values()]
+    ended = {(row.id, row.fence) for row in connection.execute(FINISH, {"rows": json.dumps(rows)})}
+    return [
+        (ending.job_id, ending.fence) in ended and first.pop((ending.job_id, ending.fence), None) is not None
+        for ending in endings
     ]
-    ended = {row.id for row in connection.execute(FINISH, {"rows": json.dumps(rows)})}
-    return [ending.job_id in ended for ending in endings]
+
+
+def _row(ending: Ending) -> dict[str, object]:
+    return storable_row(asdict(ending)) | {"job_id": str(ending.job_id), "state": ending.outcome.state.value}

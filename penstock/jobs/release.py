@@ -2,6 +2,7 @@
 
 Fair between tenants by start-time fair queueing in tokens (Goyal, Vin and Cheng, 1996): a tenant's next job starts
 where its last one finished, a tenant that comes back starts where the others stand, the smallest start tag goes first.
+Where they stand is the virtual time: the largest start tag that was released, kept in the row of the tenant ''.
 """
 
 from dataclasses import dataclass
@@ -34,24 +35,28 @@ STARTED = text("""
 """)
 
 RETRIES = text("""
-    UPDATE jobs SET state = 'released', released_at = now()
-    WHERE id IN (
+    WITH due AS (
         SELECT id FROM jobs WHERE state = 'retrying' AND tier = :tier AND due_at <= now()
-        ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED)
-    RETURNING *
+        ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED
+    ), released AS (
+        UPDATE jobs SET state = 'released', released_at = now() FROM due WHERE jobs.id = due.id RETURNING jobs.*
+    )
+    SELECT * FROM released ORDER BY due_at
 """)
 
 FAIR = text("""
-    WITH tenants AS (
-        SELECT DISTINCT tenant FROM jobs WHERE state = 'queued' AND tier = :tier AND lane = :lane
+    WITH virtual AS (
+        SELECT coalesce(max(served_tokens), 0) AS time FROM tenant_shares
+        WHERE tier = :tier AND lane = :lane AND tenant = ''
     ), shares AS (
-        SELECT tenants.tenant, coalesce(share.served_tokens, 0) AS served,
-            coalesce(min(share.served_tokens) OVER (), 0) AS least
-        FROM tenants LEFT JOIN tenant_shares AS share
-            ON share.tier = :tier AND share.lane = :lane AND share.tenant = tenants.tenant
+        SELECT waiting.tenant, greatest(coalesce(share.served_tokens, 0), virtual.time) AS stands_at
+        FROM (SELECT DISTINCT tenant FROM jobs WHERE state = 'queued' AND tier = :tier AND lane = :lane) AS waiting
+        CROSS JOIN virtual
+        LEFT JOIN tenant_shares AS share
+            ON share.tier = :tier AND share.lane = :lane AND share.tenant = waiting.tenant
     ), heads AS (
         SELECT head.id, shares.tenant, head.estimated_tokens,
-            greatest(shares.served, shares.least) + sum(head.estimated_tokens) OVER
+            shares.stands_at + sum(head.estimated_tokens) OVER
                 (PARTITION BY shares.tenant ORDER BY head.priority DESC, head.created_at, head.id)
                 - head.estimated_tokens AS start_tag
         FROM shares CROSS JOIN LATERAL (
@@ -69,6 +74,8 @@ FAIR = text("""
     ), charged AS (
         INSERT INTO tenant_shares AS share (tier, lane, tenant, served_tokens)
         SELECT :tier, :lane, tenant, max(start_tag + estimated_tokens) FROM released GROUP BY tenant
+        UNION ALL SELECT :tier, :lane, '', max(start_tag) FROM released HAVING count(*) > 0
+        ORDER BY 3  -- one order for all: two feeders cannot deadlock
         ON CONFLICT (tier, lane, tenant) DO UPDATE
             SET served_tokens = greatest(share.served_tokens, excluded.served_tokens)
     )

@@ -1,15 +1,17 @@
 """Jobs become rows. It must not know how a request was checked, or that there is a broker."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from penstock.errors import IdempotencyConflictError
 from penstock.schemas import JobState, Lane, PromptReference
+from penstock.store.text import storable
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,19 @@ INSERT = text("""
             CASE WHEN lane = 'interactive' AND nth <= :window THEN now() END,
             prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline
-        FROM ranked ORDER BY position
+        FROM ranked ORDER BY tenant, idempotency_key, position  -- one order for all: two submitters cannot deadlock
         ON CONFLICT DO NOTHING
         RETURNING id, state, tier, lane
     ), stored AS (
         INSERT INTO payloads (job_id, variables, document)
         SELECT id, variables, document FROM given WHERE id IN (SELECT id FROM made)
+        ON CONFLICT DO NOTHING
     )
     SELECT id, state, tier, lane FROM made
 """)
 
 FIND = text("""
-    SELECT given.position, jobs.id, jobs.state, jobs.tier, jobs.lane, jobs.content_digest
+    SELECT given.position, jobs.id, jobs.tenant, jobs.state, jobs.tier, jobs.lane, jobs.content_digest
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(
         position integer, id uuid, tenant text, idempotency_key text)
     JOIN jobs ON jobs.id = given.id
@@ -85,39 +88,46 @@ FIND = text("""
 
 
 def submit(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> list[Accepted]:
-    """Insert the jobs and say what stands for each, in order; a repeat of an idempotency key gets the first job.
+    """Insert the jobs and say what stands for each, in order; a repeat of an idempotency key or id gets the first job.
 
-    An interactive job is born released while its tenant has fewer than `window` jobs outstanding in the tier.
-    Raises IdempotencyConflictError when a key was used before with other content; the caller rolls back.
+    An interactive job is born released while its tenant has fewer than `window` jobs outstanding in the tier, where
+    those before it in `jobs` count, repeats too.
+    Raises IdempotencyConflictError when a key or id was used before with other content, or an id by another tenant;
+    the caller rolls back.
     """
     rows = json.dumps([_row(position, job) for position, job in enumerate(jobs)])
     made = {row.id: row for row in connection.execute(INSERT, {"rows": rows, "window": window})}
-    repeats = [job for job in jobs if job.id not in made]
-    found = _find(connection, repeats)
-    accepted = []
-    for job in jobs:
-        row = made.get(job.id) or found[job.id]
-        accepted.append(Accepted(row.id, JobState(row.state), row.tier, Lane(row.lane), created=job.id in made))
-    return accepted
+    inserted = [made.pop(job.id, None) for job in jobs]
+    found = _find(connection, {n: job for n, job in enumerate(jobs) if inserted[n] is None})
+    return [
+        _accepted(found[n], created=False) if row is None else _accepted(row, created=True)
+        for n, row in enumerate(inserted)
+    ]
 
 
-def _find(connection: Connection, repeats: Sequence[NewJob]) -> dict[UUID, object]:
+def _accepted(row: Any, *, created: bool) -> Accepted:
+    return Accepted(row.id, JobState(row.state), row.tier, Lane(row.lane), created=created)
+
+
+def _find(connection: Connection, repeats: Mapping[int, NewJob]) -> dict[int, Any]:
+    """Look up what stands for each repeat, by its position."""
     if not repeats:
         return {}
     keys = [
         {"position": n, "id": str(job.id), "tenant": job.tenant, "idempotency_key": job.idempotency_key}
-        for n, job in enumerate(repeats)
+        for n, job in repeats.items()
     ]
-    found = {}
+    found: dict[int, Any] = {}
     for row in connection.execute(FIND, {"rows": json.dumps(keys)}):
         job = repeats[row.position]
-        if row.content_digest != job.content_digest:
+        same = (row.tenant, row.content_digest) == (job.tenant, job.content_digest)
+        if not same or found.setdefault(row.position, row) is not row:
             raise IdempotencyConflictError(
                 "idempotency_key",
-                f"{job.idempotency_key or str(job.id)!r} was used before by tenant {job.tenant!r} with other content",
+                f"{job.idempotency_key or str(job.id)!r} was used before, for another request than this one "
+                f"of tenant {job.tenant!r}",
                 "use a new key for a new request, or send the first request again unchanged",
             )
-        found[job.id] = row
     return found
 
 
@@ -144,4 +154,5 @@ BURY_REFUSED = text("""
 
 def bury_refused(connection: Connection, job_id: UUID, *, tenant: str, prompt: str, detail: str) -> None:
     """Record a request that Celery's door refused, as dead with reason `invalid` and without its content."""
-    connection.execute(BURY_REFUSED, {"id": job_id, "tenant": tenant, "prompt": prompt, "detail": detail})
+    values = {"id": job_id, "tenant": tenant, "prompt": prompt, "detail": storable(detail)}
+    connection.execute(BURY_REFUSED, values)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from penstock.errors import ConfigurationError
 from penstock.schemas import Frozen, NanoDollars, Usage
@@ -20,13 +20,22 @@ PER_TOKENS = 10**6
 MESSAGE_OVERHEAD_TOKENS = 16
 
 
-def _nanodollars_per_million(dollars: Decimal, _info: ValidationInfo) -> Decimal:
-    if dollars < 0 or not (dollars * NANO) % 1 == 0:
-        raise ValueError("a price is a string of dollars per million tokens, with at most nine decimals")
+RULE = "a price is a string of dollars per million tokens, with at most nine decimals"
+
+
+def _text(dollars: object) -> object:
+    if not isinstance(dollars, str | Decimal):
+        raise ValueError(RULE)  # noqa: TRY004 - pydantic takes a ValueError
     return dollars
 
 
-DollarsPerMillion = Annotated[Decimal, AfterValidator(_nanodollars_per_million)]
+def _nanodollars_per_million(dollars: Decimal) -> Decimal:
+    if dollars < 0 or not (dollars * NANO) % 1 == 0:
+        raise ValueError(RULE)
+    return dollars
+
+
+DollarsPerMillion = Annotated[Decimal, BeforeValidator(_text), AfterValidator(_nanodollars_per_million)]
 
 
 class Price(Frozen):

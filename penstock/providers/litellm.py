@@ -150,6 +150,10 @@ def quieten() -> None:
 quieten()
 
 
+NO_KEY = "none"
+"""What a server of one's own is sent that asks for no key: the client library refuses to send nothing."""
+
+
 class LiteLLMProvider:
     """The provider that calls real models. One instance and one event loop a process; it opens at its first call."""
 
@@ -200,7 +204,7 @@ class LiteLLMProvider:
             model=deployment.model,
             messages=[message.model_dump() for message in request.messages],
             api_base=deployment.api_base,
-            api_key=key.get_secret_value() if key else None,
+            api_key=key.get_secret_value() if key else NO_KEY if deployment.api_base else None,
             max_tokens=request.max_tokens,
             response_format=response_format(request),
             extra_headers={"X-Client-Request-Id": str(request.call_id)},

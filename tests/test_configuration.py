@@ -1,0 +1,289 @@
+"""Configuration that cannot be used is refused when it is read, with the file, the line or key, and a cure."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.configuration import read_configuration
+from penstock.errors import ConfigurationError, InvalidRequestError
+from penstock.routing import Catalogue
+from penstock.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[1]
+SIMULATOR = {"PENSTOCK_SIMULATOR_URL": "http://127.0.0.1:1/v1", "PENSTOCK_SIMULATOR_KEY": "key"}
+PROMPT = "prompts/summarise_document/1.1.0/prompt.toml"
+
+Edit = Callable[[str], str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the project's own configuration, to be broken."""
+    for name in ("config", "prompts"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name, value in SIMULATOR.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def settings(folder: Path) -> Settings:
+    return Settings(config=folder / "config", prompts=folder / "prompts")
+
+
+def refusal(folder: Path) -> ConfigurationError:
+    """Give the error of a configuration, complete and in one line."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_configuration(settings(folder))
+    error = caught.value
+    assert error.reason
+    assert error.cure
+    assert len(str(error).splitlines()) == 1
+    return error
+
+
+def replace(old: str, new: str) -> Edit:
+    def edit(content: str) -> str:
+        assert old in content
+        return content.replace(old, new, 1)
+
+    return edit
+
+
+BAD: dict[str, tuple[str, Edit, str]] = {
+    "misspelt key of a tier": (
+        "config/tiers.toml",
+        replace("concurrency", "concurency"),
+        "key 'tiers.small.concurrency'",
+    ),
+    "surplus key of a tier": (
+        "config/tiers.toml",
+        replace("timeout_s", "colour = 1\ntimeout_s"),
+        "key 'tiers.small.colour'",
+    ),
+    "misspelt table": ("config/tiers.toml", replace("[tiers.small]", "[tier.small]"), "key 'tier'"),
+    "no tier at all": ("config/tiers.toml", lambda _: "", "key 'tiers'"),
+    "tier without deployments": ("config/tiers.toml", replace('["sim-small"]', "[]"), "key 'tiers.small.deployments'"),
+    "concurrency of zero": (
+        "config/tiers.toml",
+        replace("concurrency = 100", "concurrency = 0"),
+        "key 'tiers.small.concurrency'",
+    ),
+    "timeout for ever": (
+        "config/tiers.toml",
+        replace("timeout_s = 60", "timeout_s = inf"),
+        "key 'tiers.small.timeout_s'",
+    ),
+    "timeout that is no number": (
+        "config/tiers.toml",
+        replace("timeout_s = 60", "timeout_s = nan"),
+        "key 'tiers.small.timeout_s'",
+    ),
+    "model that does not exist": (
+        "config/tiers.toml",
+        replace('["sim-small"]', '["sim-small", "sim-tiny"]'),
+        "key 'tiers.small.deployments'",
+    ),
+    "misspelt key of a model": (
+        "config/models.toml",
+        replace("max_output_tokens", "max_tokens"),
+        "key 'models.sim-small.max_output_tokens'",
+    ),
+    "window of less than nothing": (
+        "config/models.toml",
+        replace("context_window = 32768", "context_window = -1"),
+        "key 'models.sim-small.context_window'",
+    ),
+    "no price": (
+        "config/prices.toml",
+        replace("[[prices.sim-small]]", "[[prices.sim-smal]]"),
+        "key 'prices.sim-small'",
+    ),
+    "price only from later on": (
+        "config/prices.toml",
+        replace("starts = 2026-01-01", "starts = 2999-01-01"),
+        "key 'prices.sim-small'",
+    ),
+    "price as a float": ("config/prices.toml", replace('"0.15"', "0.15"), "key 'prices.sim-small.0.input'"),
+    "price as a whole number": ("config/prices.toml", replace('"0.15"', "1"), "key 'prices.sim-small.0.input'"),
+    "price below zero": ("config/prices.toml", replace('"0.15"', '"-0.15"'), "key 'prices.sim-small.0.input'"),
+    "price of ten decimals": (
+        "config/prices.toml",
+        replace('"0.15"', '"0.0000000001"'),
+        "key 'prices.sim-small.0.input'",
+    ),
+    "price that is no number": ("config/prices.toml", replace('"0.15"', '"NaN"'), "key 'prices.sim-small.0.input'"),
+    "price without end": ("config/prices.toml", replace('"0.15"', '"Infinity"'), "key 'prices.sim-small.0.input'"),
+    "price in words": ("config/prices.toml", replace('"0.15"', '"cheap"'), "key 'prices.sim-small.0.input'"),
+    "price class missing": ("config/prices.toml", replace('output = "0.60"\n', ""), "key 'prices.sim-small.0.output'"),
+    "price from no day": (
+        "config/prices.toml",
+        replace("starts = 2026-01-01", 'starts = "soon"'),
+        "key 'prices.sim-small.0.starts'",
+    ),
+    "prompt with an unknown tier": (
+        PROMPT,
+        replace('default_tier = "medium"', 'default_tier = "mediun"'),
+        "key 'default_tier'",
+    ),
+    "misspelt key of a prompt": (PROMPT, replace("max_tokens", "max_token"), "max_tokens"),
+}
+
+
+def test_project_s_own_configuration_holds_together(folder: Path) -> None:
+    catalogue, prices, prompts = read_configuration(settings(folder))
+    assert [tier.name for tier in catalogue.tiers] == ["small", "medium", "large"]
+    assert [deployment.name for deployment in catalogue.deployments("small")] == ["sim-small"]
+    assert {prompt.default_tier for prompt in prompts} == {"small", "medium"}
+    prices.require("sim-large")
+
+
+@pytest.mark.parametrize(("file", "edit", "place"), list(BAD.values()), ids=list(BAD))
+def test_bad_configuration_names_file_and_key(folder: Path, file: str, edit: Edit, place: str) -> None:
+    path = folder / file
+    path.write_text(edit(path.read_text()))
+    error = refusal(folder)
+    assert (error.file, error.place) == (str(path), place)
+
+
+def test_missing_price_class_is_never_zero(folder: Path) -> None:
+    path = folder / "config" / "prices.toml"
+    path.write_text(path.read_text().replace("[[prices.sim-large]]", "[[prices.sim-larger]]"))
+    assert "'sim-large'" in refusal(folder).reason
+
+
+@pytest.mark.parametrize("name", ["tiers", "models", "prices"])
+def test_missing_file_is_named(folder: Path, name: str) -> None:
+    path = folder / "config" / f"{name}.toml"
+    path.unlink()
+    error = refusal(folder)
+    assert (error.file, error.place, error.reason) == (str(path), "the file itself", "it does not exist")
+    assert "PENSTOCK_CONFIG" in error.cure
+
+
+@pytest.mark.parametrize("name", ["tiers", "models", "prices"])
+def test_line_of_a_syntax_error_is_named(folder: Path, name: str) -> None:
+    path = folder / "config" / f"{name}.toml"
+    path.write_text("# one\n# two\nthree = \n")
+    error = refusal(folder)
+    assert error.file == str(path)
+    assert "line 3" in str(error)
+
+
+def test_line_of_a_syntax_error_in_a_prompt_is_named(folder: Path) -> None:
+    path = folder / PROMPT
+    path.write_text("# one\nthree = \n")
+    error = refusal(folder)
+    assert (error.file, error.place) == (str(path), "line 2")
+
+
+def test_file_that_cannot_be_read_is_named(folder: Path) -> None:
+    path = folder / "config" / "tiers.toml"
+    path.unlink()
+    path.mkdir()
+    assert refusal(folder).file == str(path)
+    path.rmdir()
+    path.write_bytes(b"name = '\xff'")
+    error = refusal(folder)
+    assert (error.file, error.place) == (str(path), "byte 8")
+
+
+def test_missing_folder_of_prompts_is_named(folder: Path) -> None:
+    shutil.rmtree(folder / "prompts")
+    assert refusal(folder).file == str(folder / "prompts")
+
+
+@pytest.mark.parametrize(("variable", "key"), [("URL", "api_base_env"), ("KEY", "api_key_env")])
+@pytest.mark.parametrize("value", [None, ""])
+def test_unset_variable_of_a_key_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str, key: str, value: str | None
+) -> None:
+    name = f"PENSTOCK_SIMULATOR_{variable}"
+    monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    error = refusal(folder)
+    assert (error.file, error.place) == (str(folder / "config" / "models.toml"), f"key 'models.sim-large.{key}'")
+    assert name in error.reason
+    assert name in error.cure
+
+
+def test_producer_needs_no_key_and_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SIMULATOR:
+        monkeypatch.delenv(name)
+    (folder / "config" / "models.toml").unlink()
+    (folder / "config" / "prices.toml").unlink()
+    catalogue = Catalogue.load_tiers(folder / "config")
+    assert catalogue.tier("large").concurrency == 25
+    with pytest.raises(InvalidRequestError, match="there is no tier 'huge'"):
+        catalogue.tier("huge")
+
+
+def test_deployment_that_no_tier_uses_needs_no_key_and_no_price(folder: Path) -> None:
+    path = folder / "config" / "models.toml"
+    unused = '\n[models.spare]\nmodel = "m"\naccount = "a"\napi_key_env = "NOT_SET"\ncontext_window = 1\n'
+    path.write_text(path.read_text() + unused + "max_output_tokens = 1\n")
+    catalogue, _, _ = read_configuration(settings(folder))
+    assert "spare" not in catalogue.deployment_names
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LEASE_S", "soon"),
+        ("LEASE_S", "0"),
+        ("LEASE_S", "inf"),
+        ("LEASE_S", "nan"),
+        ("DRAIN_TIMEOUT_S", "-1"),
+        ("INTERACTIVE_WINDOW", "0"),
+        ("INTERACTIVE_WINDOW", "2.5"),
+        ("MAX_INLINE_BYTES", "-1"),
+        ("LOG_FORMAT", "xml"),
+        ("LOG_LEVEL", "LOUD"),
+    ],
+)
+def test_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"PENSTOCK_{name}", value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert (caught.value.file, caught.value.place) == ("environment", f"PENSTOCK_{name}")
+    assert caught.value.reason
+    assert caught.value.cure
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", "postgres://user:secret@host/db")
+    monkeypatch.setenv("PENSTOCK_BROKER_URL", "amqp://user:secret@host//")
+    monkeypatch.setenv("PENSTOCK_LEASE_S", "2.5")
+    monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path))
+    read = load_settings()
+    assert (read.lease_s, read.home) == (2.5, tmp_path)
+    assert read.require_database_url() == "postgresql+psycopg://user:secret@host/db"
+    assert read.require_broker_url() == "amqp://user:secret@host//"
+    assert "secret" not in repr(read)
+
+
+@pytest.mark.parametrize("url", ["mysql://user:secret@host/db", "host/db", "://", "postgresql"])
+def test_address_that_is_none_is_refused_without_showing_it(url: str) -> None:
+    for read in (Settings.model_validate({"database_url": url}), Settings.model_validate({"broker_url": url})):
+        with pytest.raises(ConfigurationError) as caught:
+            read.require_database_url() if read.database_url else read.require_broker_url()
+        assert caught.value.file == "environment"
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '"text"', "{"])
+def test_services_that_do_not_run_are_told_with_the_cure(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "services.json").write_text(content)
+    asked: dict[str, Any] = {
+        "database_url": Settings(home=tmp_path).require_database_url,
+        "redis_url": Settings(home=tmp_path).require_redis_url,
+        "broker_url": Settings(home=tmp_path).require_broker_url,
+    }
+    for name, require in asked.items():
+        with pytest.raises(ConfigurationError) as caught:
+            require()
+        assert (caught.value.file, caught.value.place) == (str(tmp_path / "services.json"), name)
+        assert "`penstock up`" in caught.value.cure
+        assert f"PENSTOCK_{name.upper()}" in caught.value.cure
