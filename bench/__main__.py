@@ -1,4 +1,4 @@
-"""`python -m bench` lists the benchmarks, `python -m bench NAME` runs one. It must not know what any of them measures."""
+"""`python -m bench` lists the benchmarks, `python -m bench NAME` runs one. It must not know what they measure."""
 
 import ast
 import runpy

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 from pydantic import Field
 
+from penstock import telemetry
 from penstock.errors import ConfigurationError, FencedError, OutputInvalidError, ProviderError, Reason
 from penstock.house import House
 from penstock.money.ledger import Intent, Settlement
@@ -18,6 +19,7 @@ from penstock.providers.base import Deployment
 from penstock.schemas import Frozen, ModelAnswer, ModelRequest, NanoDollars, PromptReference, RenderedPrompt, Usage
 
 HTTP_ERROR = 400
+BYTES_PER_TOKEN = 4
 
 
 class CallContext(Frozen):
@@ -100,7 +102,8 @@ def _find_prompt(house: House, reference: PromptReference) -> Prompt:
 
 def _prepare(house: House, request: CompletionRequest, rendered: RenderedPrompt) -> Call:
     tier = house.catalogue.tier(request.model)
-    deployment = house.catalogue.deployments(request.model)[0]
+    size = sum(len(message.content.encode()) for message in rendered.messages)
+    deployment = house.catalogue.choose(request.model, size // BYTES_PER_TOKEN + rendered.max_tokens)
     max_tokens = min(request.max_tokens or rendered.max_tokens, deployment.max_output_tokens)
     now = house.clock.now()
     call_id = uuid4()
@@ -137,6 +140,7 @@ async def _recall(house: House, request: CompletionRequest, prompt: Prompt, call
     known = await house.journal.recall.add((request.context.job_id, call.digest))
     if known is None:
         return None
+    telemetry.emit("call.reused", call=str(known.call_id))
     return Completion(
         text=prompt.parse_output(known.text),
         model_asked=call.deployment.name,
@@ -176,6 +180,9 @@ async def _send(house: House, call: Call) -> ModelAnswer:
         return await house.provider.complete(call.deployment, call.request)
     except ProviderError as error:
         await house.journal.settle.add(_settle_failure(call, error))
+        telemetry.emit(
+            "call.failed", call=str(call.id), deployment=call.deployment.name, reason=error.reason, detail=error.detail
+        )
         raise
     except BaseException as error:
         reason = Reason.TIME_LIMIT if isinstance(error, asyncio.CancelledError) else Reason.INTERNAL
@@ -218,6 +225,14 @@ async def _settle(house: House, call: Call, prompt: Prompt, answer: ModelAnswer)
             finish_reason=answer.finish_reason,
             answer=answer.text,
         )
+    )
+    telemetry.emit(
+        "call.settled",
+        call=str(call.id),
+        deployment=call.deployment.name,
+        cost_nanodollars=call.price.cost(answer.usage),
+        input_tokens=answer.usage.input_tokens + answer.usage.cached_input_tokens,
+        output_tokens=answer.usage.output_tokens,
     )
     return text
 

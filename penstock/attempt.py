@@ -87,9 +87,7 @@ def _request(job: ClaimedJob) -> ai.CompletionRequest:
     )
 
 
-def _failed(
-    house: House, job: ClaimedJob, reason: Reason, detail: str, retry_after_s: float | None = None
-) -> Ending:
+def _failed(house: House, job: ClaimedJob, reason: Reason, detail: str, retry_after_s: float | None = None) -> Ending:
     failure = Failure(
         reason=reason,
         failures=job.failures,
@@ -133,9 +131,7 @@ def _tell(house: House, job: ClaimedJob, ending: Ending, cost_nanodollars: int) 
                 latency_s=round(latency_s, 3),
             )
         case Outcome.RETRIED:
-            telemetry.emit(
-                "job.retrying", reason=ending.reason, detail=ending.detail, delay_s=round(ending.delay_s, 3)
-            )
+            telemetry.emit("job.retrying", reason=ending.reason, detail=ending.detail, delay_s=round(ending.delay_s, 3))
         case Outcome.DEAD:
             telemetry.emit("job.dead", reason=ending.reason, detail=ending.detail)
         case Outcome.HANDED_BACK:

@@ -8,10 +8,14 @@ from penstock.settings import Settings
 
 
 def read_configuration(settings: Settings) -> tuple[Catalogue, PriceList, PromptLibrary]:
-    """Read every file and check that they hold together; raise ConfigurationError that names the file and the key."""
+    """Read every file and check that they hold together; raise ConfigurationError that names the file and the key.
+
+    Prompts are held against the `prompts.lock` beside their folder, if there is one.
+    """
     prices = PriceList.load(settings.config / "prices.toml")
     catalogue = Catalogue.load(settings.config)
-    prompts = PromptLibrary.load(settings.prompts)
+    lock = settings.prompts.with_name("prompts.lock")
+    prompts = PromptLibrary.load(settings.prompts, lock if lock.exists() else None)
     for name in catalogue.deployment_names:
         prices.require(name)
     for prompt in prompts:

@@ -1,8 +1,9 @@
 """Which tiers exist, and which deployment serves each. It must not know what is asked, or what it costs."""
 
+import os
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from penstock.errors import ConfigurationError, InvalidRequestError
 from penstock.providers.base import Deployment
@@ -16,7 +17,7 @@ class TierEntry(Frozen):
     deployments: tuple[str, ...] = Field(min_length=1, description="names in models.toml, the preferred one first")
     processes: int = Field(default=1, gt=0, description="pool processes that `penstock up` starts on one machine")
     concurrency: int = Field(gt=0, description="jobs in flight in one pool process")
-    timeout_s: Seconds = Field(gt=0, description="one call, from the first byte sent to the last byte read")
+    timeout_s: Seconds = Field(gt=0, le=600, description="one call, from the first byte sent to the last byte read")
     max_failures: int = Field(gt=0, description="failed attempts before a job is dead; a 429 is none")
 
 
@@ -33,7 +34,10 @@ class TierFile(Frozen):
 
 
 class ModelEntry(Frozen):
-    """A table of models.toml: `*_env` names the environment variable that holds the value."""
+    """A table of models.toml: `*_env` names the environment variable that holds the value.
+
+    Where `api_base` is given too, it holds as long as the variable of `api_base_env` is not set.
+    """
 
     model: str = Field(min_length=1)
     account: str = Field(min_length=1)
@@ -100,22 +104,34 @@ class Catalogue:
             )
         return self._tiers[name]
 
+    def choose(self, tier: str, tokens: int) -> Deployment:
+        """Choose the preferred deployment whose context window holds an estimate of `tokens`, or else the largest.
+
+        An estimate refuses nothing: where none seems large enough, the provider is the judge.
+        """
+        deployments = self.deployments(tier)
+        fitting = (deployment for deployment in deployments if tokens <= deployment.context_window)
+        return next(fitting, max(deployments, key=lambda deployment: deployment.context_window))
+
     def deployments(self, tier: str) -> tuple[Deployment, ...]:
         """Give the deployments of a tier in order of preference."""
         return tuple(self._deployments[name] for name in self.tier(tier).deployments)
 
 
 def _deployment(path: Path, name: str, entry: ModelEntry) -> Deployment:
-    def secret(key: str, variable: str | None) -> SecretStr | None:
-        return read_secret(path, f"models.{name}.{key}", variable) if variable else None
-
-    base = secret("api_base_env", entry.api_base_env)
+    key = read_secret(path, f"models.{name}.api_key_env", entry.api_key_env) if entry.api_key_env else None
     return Deployment(
         name=name,
         model=entry.model,
         account=entry.account,
-        api_base=base.get_secret_value() if base else entry.api_base,
-        api_key=secret("api_key_env", entry.api_key_env),
+        api_base=_api_base(path, name, entry),
+        api_key=key,
         context_window=entry.context_window,
         max_output_tokens=entry.max_output_tokens,
     )
+
+
+def _api_base(path: Path, name: str, entry: ModelEntry) -> str | None:
+    if entry.api_base_env is None or (entry.api_base is not None and not os.environ.get(entry.api_base_env)):
+        return entry.api_base
+    return read_secret(path, f"models.{name}.api_base_env", entry.api_base_env).get_secret_value()

@@ -31,7 +31,6 @@ class Settings(Frozen):
     config: Path = Field(default=Path("config"), description="the folder of tiers.toml, models.toml and prices.toml")
     prompts: Path = Field(default=Path("prompts"), description="the folder of the prompts")
     database_url: SecretStr | None = Field(default=None, description="postgresql://...")
-    redis_url: SecretStr | None = Field(default=None, description="redis://... for what processes share")
     broker_url: SecretStr | None = Field(default=None, description="redis://... or amqp://... for Celery")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
     log_format: str = Field(default="auto", pattern="^(auto|json|pretty)$")
@@ -44,10 +43,6 @@ class Settings(Frozen):
         """Give the address of Postgres in SQLAlchemy's form, or raise ConfigurationError."""
         url = self._service(self.database_url, "database_url")
         return "postgresql+psycopg://" + _after_scheme(url, DATABASE_SCHEMES, "DATABASE_URL")
-
-    def require_redis_url(self) -> str:
-        """Give the address of the shared Redis, or raise ConfigurationError."""
-        return self._service(self.redis_url, "redis_url")
 
     def require_broker_url(self) -> str:
         """Give the address of Celery's broker, or raise ConfigurationError."""

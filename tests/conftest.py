@@ -16,7 +16,7 @@ from penstock.settings import Settings
 from penstock.store.db import sync_engine
 from penstock.store.schema import migrate
 from tests.rooms import Rooms
-from workers.embedded import Addresses, EmbeddedServices
+from workers.embedded import EmbeddedServices
 
 ROOT = Path(__file__).parent.parent
 TABLES = "jobs, payloads, attempts, answers, results, ledger, tenant_shares, workers"
@@ -37,15 +37,9 @@ def services() -> Iterator[EmbeddedServices]:
 
 
 @pytest.fixture(scope="session")
-def addresses(services: EmbeddedServices) -> Addresses:
-    """Where the servers are."""
-    return services.addresses
-
-
-@pytest.fixture(scope="session")
-def schema(addresses: Addresses) -> Iterator[Engine]:
+def schema(services: EmbeddedServices) -> Iterator[Engine]:
     """An engine on the schema that the migrations make."""
-    engine = sync_engine(addresses.database_url.replace("postgresql://", "postgresql+psycopg://", 1))
+    engine = sync_engine(services.postgres.url.replace("postgresql://", "postgresql+psycopg://", 1))
     migrate(engine)
     yield engine
     engine.dispose()
@@ -60,7 +54,7 @@ def engine(schema: Engine) -> Engine:
 
 
 @pytest.fixture
-def broker(addresses: Addresses, services: EmbeddedServices) -> Iterator[redis.Redis]:
+def broker(services: EmbeddedServices) -> Iterator[redis.Redis]:
     """An empty Redis, as the broker."""
     client = redis.Redis(unix_socket_path=str(services.redis.socket_path), decode_responses=True)
     client.flushall()
@@ -69,15 +63,14 @@ def broker(addresses: Addresses, services: EmbeddedServices) -> Iterator[redis.R
 
 
 @pytest.fixture
-def settings(addresses: Addresses) -> Settings:
+def settings(services: EmbeddedServices) -> Settings:
     """Settings that point at the servers and at the project's own configuration."""
     return Settings.model_validate(
         {
             "config": ROOT / "config",
             "prompts": ROOT / "prompts",
-            "database_url": addresses.database_url,
-            "redis_url": addresses.redis_url,
-            "broker_url": addresses.broker_url,
+            "database_url": services.postgres.url,
+            "broker_url": services.redis.url,
         }
     )
 
@@ -87,7 +80,8 @@ def simulator() -> Iterator[str]:
     """The address of a fast simulator."""
     config = load_config(ROOT / "tests" / "system" / "config" / "simulator.toml")
     quick = {
-        name: model.model_copy(update={"latency": Latency(median_ms=1, sigma=0)}) for name, model in config.models.items()
+        name: model.model_copy(update={"latency": Latency(median_ms=1, sigma=0)})
+        for name, model in config.models.items()
     }
     with running(config.model_copy(update={"models": quick})) as url:
         yield url
@@ -97,7 +91,6 @@ def simulator() -> Iterator[str]:
 def rooms(engine: Engine, settings: Settings, simulator: str, monkeypatch: pytest.MonkeyPatch) -> Rooms:
     """A house on empty tables and a simulator that has forgotten everything."""
     monkeypatch.setenv("PENSTOCK_SIMULATOR_URL", f"{simulator}/v1")
-    monkeypatch.setenv("PENSTOCK_SIMULATOR_KEY", "test")
     httpx.post(f"{simulator}/reset").raise_for_status()
     configured = settings.model_copy(update={"config": ROOT / "tests" / "system" / "config"})
     return Rooms(configured, engine, simulator)

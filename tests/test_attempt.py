@@ -55,9 +55,7 @@ def test_structured_output_is_canonical_json_of_the_schema(rooms: Rooms) -> None
         ("model_not_found", Reason.MODEL_NOT_FOUND, Outcome.DEAD, 1),
     ],
 )
-def test_a_refusal_costs_nothing(
-    rooms: Rooms, fault: str, reason: Reason, outcome: Outcome, failures: int
-) -> None:
+def test_a_refusal_costs_nothing(rooms: Rooms, fault: str, reason: Reason, outcome: Outcome, failures: int) -> None:
     rooms.fault(fault)
     job_id = rooms.submit()
     report = rooms.attempt(job_id)

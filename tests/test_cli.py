@@ -302,9 +302,7 @@ def test_since_takes_minutes_hours_days_and_times(penstock: Penstock, client: Cl
         assert penstock("dead", "list", "--since", since, "--json").lines == []
 
 
-def test_check_and_migrate_say_that_all_is_well(penstock: Penstock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PENSTOCK_SIMULATOR_URL", "http://127.0.0.1:1/v1")
-    monkeypatch.setenv("PENSTOCK_SIMULATOR_KEY", "key")
+def test_check_and_migrate_say_that_all_is_well(penstock: Penstock) -> None:
     assert penstock("check").out == "3 tiers, 3 deployments, 4 prompt versions: all of it holds together\n"
     assert penstock("migrate") == Ran(0, "the schema is up to date\n", "")
 

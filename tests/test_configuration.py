@@ -13,7 +13,7 @@ from penstock.routing import Catalogue
 from penstock.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
-SIMULATOR = {"PENSTOCK_SIMULATOR_URL": "http://127.0.0.1:1/v1", "PENSTOCK_SIMULATOR_KEY": "key"}
+SIMULATOR = "PENSTOCK_SIMULATOR_URL"
 PROMPT = "prompts/summarise_document/1.1.0/prompt.toml"
 
 Edit = Callable[[str], str]
@@ -24,8 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy the project's own configuration, to be broken."""
     for name in ("config", "prompts"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name, value in SIMULATOR.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(SIMULATOR, raising=False)
     return tmp_path
 
 
@@ -195,22 +194,40 @@ def test_missing_folder_of_prompts_is_named(folder: Path) -> None:
     assert refusal(folder).file == str(folder / "prompts")
 
 
-@pytest.mark.parametrize(("variable", "key"), [("URL", "api_base_env"), ("KEY", "api_key_env")])
+@pytest.mark.parametrize("key", ["api_base_env", "api_key_env"])
 @pytest.mark.parametrize("value", [None, ""])
 def test_unset_variable_of_a_key_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str, key: str, value: str | None
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str | None
 ) -> None:
-    name = f"PENSTOCK_SIMULATOR_{variable}"
-    monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    path = folder / "config" / "models.toml"
+    default = 'api_base = "http://127.0.0.1:8091/v1"\napi_base_env = "PENSTOCK_SIMULATOR_URL"\n'
+    path.write_text(path.read_text().replace(default, f'{key} = "OUR_OWN"\n'))
+    monkeypatch.delenv("OUR_OWN", raising=False) if value is None else monkeypatch.setenv("OUR_OWN", value)
     error = refusal(folder)
-    assert (error.file, error.place) == (str(folder / "config" / "models.toml"), f"key 'models.sim-large.{key}'")
-    assert name in error.reason
-    assert name in error.cure
+    assert (error.file, error.place) == (str(path), f"key 'models.sim-large.{key}'")
+    assert "OUR_OWN" in error.reason
+    assert "OUR_OWN" in error.cure
 
 
-def test_producer_needs_no_key_and_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in SIMULATOR:
-        monkeypatch.delenv(name)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:7777/v1", None])
+def test_a_variable_replaces_the_address_that_the_file_gives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, url: str | None
+) -> None:
+    if url is not None:
+        monkeypatch.setenv(SIMULATOR, url)
+    catalogue, _, _ = read_configuration(settings(folder))
+    assert catalogue.deployments("small")[0].api_base == (url or "http://127.0.0.1:8091/v1")
+
+
+def test_a_prompt_that_differs_from_its_lock_is_refused(folder: Path) -> None:
+    shutil.copy(ROOT / "prompts.lock", folder)
+    read_configuration(settings(folder))
+    system = folder / "prompts/summarise_document/1.1.0/system.txt"
+    system.write_text(system.read_text() + "Be brief.\n")
+    assert "summarise_document" in refusal(folder).place
+
+
+def test_producer_needs_no_key_and_no_model(folder: Path) -> None:
     (folder / "config" / "models.toml").unlink()
     (folder / "config" / "prices.toml").unlink()
     catalogue = Catalogue.load_tiers(folder / "config")
@@ -278,7 +295,6 @@ def test_services_that_do_not_run_are_told_with_the_cure(tmp_path: Path, content
         (tmp_path / "services.json").write_text(content)
     asked: dict[str, Any] = {
         "database_url": Settings(home=tmp_path).require_database_url,
-        "redis_url": Settings(home=tmp_path).require_redis_url,
         "broker_url": Settings(home=tmp_path).require_broker_url,
     }
     for name, require in asked.items():

@@ -1,7 +1,7 @@
 """What the shipped prompts take and give back, and the refusals that name the field."""
 
 import json
-import subprocess  # noqa: S404 - to see a fresh interpreter
+import subprocess
 import sys
 from pathlib import Path
 
@@ -154,5 +154,5 @@ def test_an_answer_without_a_schema_is_stripped_and_must_not_be_empty() -> None:
 
 def test_importing_prompts_does_not_import_the_schema_library() -> None:
     program = "import sys, penstock.prompts; print('jsonschema' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 - our own interpreter and program
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"

@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ with warnings.catch_warnings():
 START_TIMEOUT_S = 30.0
 LONGEST_SOCKET_PATH = 100
 MAX_CONNECTIONS = 200
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where the services can be reached; the names are those of the settings."""
-
-    database_url: str
-    redis_url: str
-    broker_url: str
 
 
 class RedisServer:
@@ -55,6 +45,11 @@ class RedisServer:
     def socket_path(self) -> Path:
         """Where it listens."""
         return self._socket
+
+    @property
+    def url(self) -> str:
+        """The address for kombu."""
+        return f"redis+socket://{self._socket}"
 
     def start(self) -> None:
         """Start the server and wait until it answers; raise ConfigurationError with its last words if it does not."""
@@ -156,28 +151,22 @@ class EmbeddedServices:
         self.postgres = PostgresServer(home / "postgres")
         self.redis = RedisServer(home / "redis")
 
-    @property
-    def addresses(self) -> Addresses:
-        """Where they listen, once they are started."""
-        return Addresses(
-            database_url=self.postgres.url,
-            redis_url=f"unix://{self.redis.socket_path}?db=1",
-            broker_url=f"redis+socket://{self.redis.socket_path}",
-        )
-
-    def start(self) -> Addresses:
-        """Start both and write `services.json`."""
+    def start(self, *, postgres: bool = True, redis: bool = True) -> None:
+        """Start the servers that are asked for and write their addresses, under the settings' names."""
         self.home.mkdir(parents=True, exist_ok=True)
-        self.postgres.start()
-        self.redis.start()
-        addresses = self.addresses
+        addresses = {}
+        if postgres:
+            self.postgres.start()
+            addresses["database_url"] = self.postgres.url
+        if redis:
+            self.redis.start()
+            addresses["broker_url"] = self.redis.url
         whole = self.home / f"services.json.{os.getpid()}"
-        whole.write_text(json.dumps(asdict(addresses)))
+        whole.write_text(json.dumps(addresses))
         whole.replace(self.home / "services.json")
-        return addresses
 
     def stop(self) -> None:
-        """Stop both and take the file away."""
+        """Stop what was started and take the file away."""
         (self.home / "services.json").unlink(missing_ok=True)
         self.redis.stop()
         self.postgres.stop()

@@ -95,4 +95,3 @@ def _on_revoked(app: Any, request: Any, **_: Any) -> None:
 async def _cancel(house: House, job_id: UUID) -> None:
     async with house.engine.begin() as connection:
         await connection.run_sync(partial(queries.cancel, ids=[job_id]))
-

@@ -59,9 +59,7 @@ class Service:
         code = self.process.poll()
         if code is not None:
             lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
-            raise ServiceFailedError(
-                f"{self.name} ended with {code}. The end of {self.log}:\n  " + "\n  ".join(lines)
-            )
+            raise ServiceFailedError(f"{self.name} ended with {code}. The end of {self.log}:\n  " + "\n  ".join(lines))
 
 
 class Stack:
@@ -72,7 +70,7 @@ class Stack:
         self.settings = load_settings()
         self.tell = tell
         self.services: list[Service] = []
-        self.embedded: EmbeddedServices | None = None
+        self.embedded = EmbeddedServices(self.settings.home)
         self.simulator_url: str | None = None
         self.flower_url: str | None = None
         self._with_flower = flower
@@ -143,12 +141,10 @@ class Stack:
             ) from error
 
     def _start_databases(self) -> None:
-        given = [self.settings.database_url, self.settings.redis_url, self.settings.broker_url]
-        if not all(given):
-            self.tell(f"starting Postgres and Redis in {self.settings.home}")
-            self.embedded = EmbeddedServices(self.settings.home)
-            self._cleanup.callback(self.embedded.stop)
-            self.embedded.start()
+        ours = {"postgres": self.settings.database_url is None, "redis": self.settings.broker_url is None}
+        self.tell(f"starting {' and '.join(name for name, is_ours in ours.items() if is_ours) or 'no database'}")
+        self._cleanup.callback(self.embedded.stop)
+        self.embedded.start(**ours)
         engine = sync_engine(self.settings.require_database_url())
         migrate(engine)
         engine.dispose()
@@ -159,8 +155,6 @@ class Stack:
         port = free_port(SIMULATOR_PORT)
         self.simulator_url = f"http://127.0.0.1:{port}"
         self._environment["PENSTOCK_SIMULATOR_URL"] = f"{self.simulator_url}/v1"
-        self._environment.setdefault("PENSTOCK_SIMULATOR_KEY", "demo")
-        os.environ.update({key: self._environment[key] for key in ("PENSTOCK_SIMULATOR_URL", "PENSTOCK_SIMULATOR_KEY")})
         self.tell(f"starting the simulator at {self.simulator_url}")
         config = str(self.settings.config / "simulator.toml")
         service = self._spawn("simulator", "penstock.providers.simulator", "--port", str(port), "--config", config)
@@ -258,4 +252,3 @@ def _answers(url: str) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
-

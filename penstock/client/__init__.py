@@ -129,7 +129,7 @@ class Client:
 
     def get(self, job_id: UUID | str) -> Job:
         """Look a job up; raise JobNotFoundError."""
-        key = UUID(str(job_id))
+        key = _key(job_id)
         with self._engine.connect() as connection:
             jobs = queries.get(connection, [key])
         if key not in jobs:
@@ -142,7 +142,7 @@ class Client:
         Raises JobDeadError with its reason, JobCancelledError, JobNotFoundError, or WaitTimeoutError after
         `timeout_s` seconds, which leaves the job as it is.
         """
-        key = UUID(str(job_id))
+        key = _key(job_id)
         self.wait_all([key], timeout_s=timeout_s)
         return succeeded(self.get(key))
 
@@ -177,7 +177,7 @@ class Client:
     def cancel(self, *job_ids: UUID | str) -> list[UUID]:
         """Cancel jobs that have not ended and give the ids of those; a call in flight is stopped."""
         with self._engine.begin() as connection:
-            cancelled = queries.cancel(connection, [UUID(str(job_id)) for job_id in job_ids])
+            cancelled = queries.cancel(connection, [_key(job_id) for job_id in job_ids])
         self._doorbell.revoke(cancelled)
         return cancelled
 
@@ -189,7 +189,7 @@ class Client:
     def history(self, job_id: UUID | str) -> list[Attempt]:
         """Give every attempt of a job, the oldest first."""
         with self._engine.connect() as connection:
-            return queries.attempts(connection, UUID(str(job_id)))
+            return queries.attempts(connection, _key(job_id))
 
     def replay(self, job_ids: Iterable[UUID]) -> list[UUID]:
         """Queue dead jobs anew and give the ids of those that were dead and can run."""
@@ -228,6 +228,13 @@ class Client:
             for job, row in zip(jobs, accepted, strict=True)
             if row.created and row.state is JobState.RELEASED
         )
+
+
+def _key(job_id: UUID | str) -> UUID:
+    try:
+        return UUID(str(job_id))
+    except ValueError:
+        raise JobNotFoundError(f"there is no job {str(job_id)!r}: that is not the id of one") from None
 
 
 def succeeded(job: Job) -> Job:

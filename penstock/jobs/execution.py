@@ -131,7 +131,7 @@ FINISH = text("""
     ), ended AS (
         UPDATE jobs SET state = given.state, reason = given.reason, detail = given.detail,
             failures = failures + given.failed::integer,
-            due_at = CASE WHEN given.state = 'retrying' THEN now() + make_interval(secs => given.delay_s) ELSE due_at END,
+            due_at = CASE given.state WHEN 'retrying' THEN now() + make_interval(secs => given.delay_s) ELSE due_at END,
             ended_at = CASE WHEN given.state = 'retrying' THEN NULL ELSE now() END
         FROM given
         WHERE jobs.id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running'

@@ -135,9 +135,7 @@ class LedgerTotals:
 
 def intend(connection: Connection, intents: Sequence[Intent]) -> list[bool]:
     """Write down calls before they are made; False where the job belongs to a later run: do not call."""
-    rows = [
-        asdict(intent) | {"call_id": str(intent.call_id), "job_id": str(intent.job_id)} for intent in intents
-    ]
+    rows = [asdict(intent) | {"call_id": str(intent.call_id), "job_id": str(intent.job_id)} for intent in intents]
     written = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})}
     return [intent.call_id in written for intent in intents]
 

@@ -98,7 +98,8 @@ def key_error(error: Mapping[str, Any], file: str) -> ConfigurationError:
     """Say which key breaks the model, from one of pydantic's error entries."""
     place = ".".join(str(step) for step in error["loc"] if step != "[key]") or "whole file"
     if error["type"] == "extra_forbidden":
-        model = Variable if len(error["loc"]) > 2 else Manifest
+        is_inside_variable = len(error["loc"]) > len(("variables", "NAME"))
+        model = Variable if is_inside_variable else Manifest
         return ConfigurationError(file, place, "unknown key", f"remove it{_nearest(str(error['loc'][-1]), model)}")
     reason = str(error.get("ctx", {}).get("error", error["msg"]))
     return ConfigurationError(file, place, reason, "see docs/prompts.md for the keys and what they take")

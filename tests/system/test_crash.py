@@ -16,10 +16,11 @@ from workers.stack import Stack, invoice
 
 
 @needs_documents
-def test_nothing_is_lost_and_nothing_bought_twice_when_everything_breaks(stack: Stack, client: Client, database: Engine) -> None:
+def test_nothing_is_lost_and_nothing_bought_twice_when_everything_breaks(
+    stack: Stack, client: Client, database: Engine
+) -> None:
     victim = next(service for service in stack.services if service.name == "small-2")
     broker = redis.Redis(unix_socket_path=load_settings().require_broker_url().removeprefix("redis+socket://"))
-    assert stack.embedded is not None
     postgres, broker_server = stack.embedded.postgres, stack.embedded.redis
     breakages: list[tuple[int, list[Callable[[], object]]]] = [
         (30, [lambda: os.kill(victim.process.pid, signal.SIGKILL)]),

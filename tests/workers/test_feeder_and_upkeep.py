@@ -118,9 +118,7 @@ def test_a_job_that_kills_three_workers_is_dead_as_poison_and_announced_once(
     assert broker.llen("dead_letter") == 1
 
 
-def test_a_deadline_that_passes_in_the_queue_buries_the_job(
-    client: Client, engine: Engine, doorbell: Doorbell
-) -> None:
+def test_a_deadline_that_passes_in_the_queue_buries_the_job(client: Client, engine: Engine, doorbell: Doorbell) -> None:
     (job_id,) = submit(client, 1)
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET deadline = now() - interval '1 second'"))
@@ -135,8 +133,8 @@ def test_a_call_that_nobody_settled_is_closed_as_unknown_and_a_running_one_is_le
     with engine.begin() as connection:
         connection.execute(
             text("""
-                INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
-                    model_asked, price_version, state, upper_bound_nanodollars, nanodollars, intended_at)
+                INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment,
+                    account, model_asked, price_version, state, upper_bound_nanodollars, nanodollars, intended_at)
                 SELECT gen_random_uuid(), id, 1, tenant, 'p', '1', 'small', 'd', 'a', 'm', '2026-01-01', 'intent', 9, 9,
                     now() - interval '2 minutes' FROM jobs
             """)
