@@ -73,7 +73,7 @@ def test_line_is_json_with_the_bound_fields_of_its_own_task() -> None:
         "async def both():\n"
         "    await asyncio.gather(run('one'), run('two'))\n"
         "asyncio.run(both())\n"
-        "telemetry.emit('service.stopped', service='pool', exit_code=0)\n"
+        "telemetry.emit('feeder.released', tier='small', jobs=3)\n"
     )
     read = [json.loads(line) for line in lines]
     for line in read:
@@ -82,11 +82,11 @@ def test_line_is_json_with_the_bound_fields_of_its_own_task() -> None:
     bound = {"attempt": 2, "tenant": "acme", "tier": "small", "model": "m", "cost_nanodollars": 12, "latency_s": 0.5}
     assert read[:2] == [common | bound | {"job": "one"}, common | bound | {"job": "two"}]
     assert read[2] == {
-        "event": "service.stopped",
+        "event": "feeder.released",
         "level": "info",
         "logger": "penstock",
-        "service": "pool",
-        "exit_code": 0,
+        "tier": "small",
+        "jobs": 3,
     }
 
 
@@ -114,10 +114,10 @@ def test_fault_of_our_own_is_logged_by_its_place_without_its_words() -> None:
 
 @pytest.mark.parametrize(("form", "is_json"), [("json", True), ("pretty", False), ("auto", True)])
 def test_form_is_json_unless_a_person_looks(form: str, is_json: bool) -> None:  # noqa: FBT001 - pytest gives it
-    [line] = logged("telemetry.emit('job.cancelled', job='one')\n", form=form)
+    [line] = logged("telemetry.emit('job.fenced', job='one')\n", form=form)
     assert line.startswith("{") is is_json
-    assert "job.cancelled" in line
+    assert "job.fenced" in line
 
 
 def test_level_is_kept() -> None:
-    assert logged("telemetry.emit('job.cancelled')\n", level="WARNING") == []
+    assert logged("telemetry.emit('job.fenced')\n", level="WARNING") == []

@@ -149,7 +149,7 @@ def test_message_waits_for_a_postgres_that_is_away(settings: Settings, engine: E
     async def receive() -> None:
         reception = Reception(settings, async_engine(url), Reception.open(settings).intake)
         receiving = asyncio.create_task(reception.receive(job_id, {**FIELDS, "prompt": "summarise_document"}))
-        while not any(entry["event"] == "service.unavailable" for entry in logs):  # noqa: ASYNC110 - logs tell no event
+        while not any(entry["event"] == "service.unavailable" for entry in logs):
             await asyncio.sleep(0.01)
         assert not receiving.done()
         link.symlink_to(folder)
