@@ -15,13 +15,8 @@ PenstockError
     └── WaitTimeoutError
 """
 
-from __future__ import annotations
-
-from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from penstock.schemas import Usage
+from penstock.reasons import Reason
+from penstock.schemas import Usage
 
 __all__ = [
     "ConfigurationError",
@@ -39,31 +34,6 @@ __all__ = [
     "Reason",
     "WaitTimeoutError",
 ]
-
-
-class Reason(StrEnum):
-    """Why an attempt did not succeed, or a job is dead: a bounded set, safe as a label."""
-
-    THROTTLED = "throttled"
-    OVERLOADED = "overloaded"
-    SERVER_ERROR = "server_error"
-    TIMEOUT = "timeout"
-    CONNECTION = "connection"
-    MALFORMED_ANSWER = "malformed_answer"
-    OUTPUT_INVALID = "output_invalid"
-    OUTPUT_TRUNCATED = "output_truncated"
-    BAD_REQUEST = "bad_request"
-    CONTEXT_LENGTH = "context_length"
-    CONTENT_POLICY = "content_policy"
-    AUTHENTICATION = "authentication"
-    MODEL_NOT_FOUND = "model_not_found"
-    QUOTA_EXHAUSTED = "quota_exhausted"
-    INVALID = "invalid"
-    DEADLINE = "deadline"
-    POISON = "poison"
-    WORKER_LOST = "worker_lost"
-    TIME_LIMIT = "time_limit"
-    INTERNAL = "internal"
 
 
 class PenstockError(Exception):

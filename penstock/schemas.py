@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
-from penstock.errors import Reason
+from penstock.reasons import Reason
 
 TENANT_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 

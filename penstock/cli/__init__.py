@@ -1,0 +1,75 @@
+"""The command `penstock`. It must not know the broker, and it starts workers only as other processes."""
+
+import sys
+from typing import NoReturn
+
+import click
+
+from penstock.cli.dead_letters import dead
+from penstock.cli.deployment import DEPLOYMENT
+from penstock.cli.jobs import jobs
+from penstock.cli.submission import submit
+from penstock.errors import JobError, PenstockError
+
+FAILED = 1
+USAGE = 2
+UNDEFINED_TABLE = "42P01"
+
+
+def main() -> None:
+    """Run the command; an error is one line that names the thing, the reason and the cure."""
+    try:
+        commands(prog_name="penstock", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(USAGE)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" See `{context.command_path} --help`." if context else ""
+        fail(error.format_message() + hint, error.exit_code)
+    except click.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except PenstockError as error:
+        fail(str(error), FAILED if isinstance(error, JobError) else USAGE)
+    except Exception as error:
+        trouble = database_trouble(error)
+        if trouble is None:
+            raise
+        fail(trouble, USAGE)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with one line on standard error."""
+    click.echo(f"penstock: {message}", err=True)
+    sys.exit(code)
+
+
+def database_trouble(error: Exception) -> str | None:
+    """Say what is wrong with Postgres and what to do, or None where it is not Postgres."""
+    from sqlalchemy.exc import DBAPIError, OperationalError
+
+    if isinstance(error, OperationalError):
+        reason = str(error.orig).splitlines()[0]
+        return f"Postgres cannot be reached: {reason}; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL"
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == UNDEFINED_TABLE:
+        return "Postgres: Penstock's tables are not there; run `penstock migrate`"
+    return None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="penstock")
+def commands() -> None:
+    """AI requests as jobs: submit them, watch them, and run the workers that answer them.
+
+    \b
+    penstock demo                                        see all of it on the documents in samples/
+    penstock up                                          run everything here until Ctrl-C
+    penstock submit report.pdf --tenant acme --wait      have a document summarised
+    penstock jobs list --tenant acme                     what became of it
+    penstock dead list                                   what did not work
+    """  # noqa: D301 - click reads the backspace
+
+
+for command in (submit, jobs, dead, *DEPLOYMENT):
+    commands.add_command(command)
