@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from sqlalchemy import Connection
@@ -20,6 +20,8 @@ from penstock.jobs.submission import bury_refused, submit
 from penstock.schemas import TENANT_PATTERN
 from penstock.settings import Settings
 from penstock.store.db import async_engine
+
+Result = TypeVar("Result")
 
 PROMPT_PATTERN = r"[a-z0-9_]{1,64}"
 RETRY_S = 0.5
@@ -42,8 +44,10 @@ class Reception:
         """Give the connections back."""
         await self.engine.dispose()
 
-    async def receive(self, job_id: UUID, fields: Mapping[str, Any]) -> None:
+    async def receive(self, job_id: UUID, fields: Mapping[str, Any]) -> UUID:
         """Make the row of a request; the feeder releases it. Raises InvalidRequestError.
+
+        Gives the id of the job that stands for the request: an earlier one if its idempotency key was used before.
 
         The check runs in a thread, since a parser may take seconds. A path is refused: it would name a file of ours.
         """
@@ -54,8 +58,9 @@ class Reception:
         if document is not None and len(document.encode("utf-8", "replace")) > most:
             raise InvalidRequestError("document", f"a message carries at most {most} bytes", "use the client")
         job = await asyncio.to_thread(self.intake.accept, job_id, fields)
-        await self._write(partial(submit, jobs=[job], window=0))
-        telemetry.emit("job.submitted", job=str(job_id), tenant=job.tenant, tier=job.tier, lane=job.lane)
+        (accepted,) = await self._write(partial(submit, jobs=[job], window=0))
+        telemetry.emit("job.submitted", job=str(accepted.id), tenant=job.tenant, tier=job.tier, lane=job.lane)
+        return accepted.id
 
     async def refuse(self, job_id: UUID, fields: Mapping[str, Any], error: InvalidRequestError) -> None:
         """Record a refused request as dead with reason `invalid`, without its content."""
@@ -69,7 +74,7 @@ class Reception:
         await self._write(refusal)
         telemetry.emit("job.refused", job=str(job_id), field=error.field, reason=error.reason)
 
-    async def _write(self, write: Callable[[Connection], object]) -> None:
+    async def _write(self, write: Callable[[Connection], Result]) -> Result:
         """Commit; wait for a Postgres that is away, since the message is gone once its task has ended.
 
         Safe to repeat when a broken connection hides whether it was done: the row's id is the message's.
@@ -77,12 +82,10 @@ class Reception:
         while True:
             try:
                 async with self.engine.begin() as connection:
-                    await connection.run_sync(write)
+                    return await connection.run_sync(write)
             except DBAPIError as error:
                 if not (error.connection_invalidated or isinstance(error, OperationalError)):
                     raise
-            else:
-                return
             telemetry.emit("service.unavailable", service="postgres", error="OperationalError", retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)
 

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 Row = TypeVar("Row")
@@ -70,28 +71,23 @@ class Gatherer(Generic[Row, Answer]):
     async def _commit(self, batch: list[tuple[Row, asyncio.Future[Answer]]]) -> None:
         try:
             answers = await self._transaction([row for row, _ in batch])
-        except DBAPIError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
             await self._commit_apart(batch, error)
         except BaseException as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
+            _fail(batch, error)
+            raise
         else:
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
 
-    async def _commit_apart(self, batch: list[tuple[Row, asyncio.Future[Answer]]], error: DBAPIError) -> None:
-        """Write the rows one by one, so that one that Postgres refuses does not take the others with it."""
-        if len(batch) > 1 and not _is_away(error):
-            for entry in batch:
-                await self._commit([entry])
+    async def _commit_apart(self, batch: list[tuple[Row, asyncio.Future[Answer]]], error: Exception) -> None:
+        """Write the rows one by one, so that one that is refused does not take the others with it."""
+        if len(batch) == 1 or _is_away(error):
+            _fail(batch, error)
             return
-        for _, future in batch:
-            if not future.done():
-                future.set_exception(error)
+        for entry in batch:
+            await self._commit([entry])
 
     async def _transaction(self, rows: Sequence[Row]) -> Sequence[Answer]:
         """Commit the rows; while Postgres is away, try again with growing pauses until `patience_s` has passed."""
@@ -101,14 +97,28 @@ class Gatherer(Generic[Row, Answer]):
         while True:
             try:
                 async with self._engine.begin() as connection:
-                    return await connection.run_sync(self._write, rows)
-            except DBAPIError as error:
+                    return await connection.run_sync(self._answered, rows)
+            except (DBAPIError, PoolTimeoutError) as error:
                 if not _is_away(error) or loop.time() + pause_s > gives_up_at:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
+    def _answered(self, connection: Connection, rows: Sequence[Row]) -> Sequence[Answer]:
+        answers = self._write(connection, rows)
+        if len(answers) != len(rows):
+            raise ValueError(f"the write gave {len(answers)} answers to {len(rows)} rows; nothing was committed")
+        return answers
 
-def _is_away(error: DBAPIError) -> bool:
-    """Tell a Postgres that cannot be reached from one that refuses a statement."""
-    return error.connection_invalidated or isinstance(error, OperationalError)
+
+def _fail(batch: list[tuple[Row, asyncio.Future[Answer]]], error: BaseException) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _is_away(error: Exception) -> bool:
+    """Tell a Postgres that cannot be reached, or is too busy, from one that refuses a statement."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError | PoolTimeoutError)

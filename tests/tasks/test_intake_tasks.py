@@ -71,6 +71,14 @@ def test_message_becomes_a_queued_row_under_its_own_id(send: Callable[..., Any],
     assert (job["prompt_id"], job["document"], job["metadata"]) == ("summarise_document", MARKER, {"case": "7"})
 
 
+def test_repeat_of_an_idempotency_key_ends_with_the_first_id(send: Callable[..., Any], engine: Engine) -> None:
+    first, second = str(uuid4()), str(uuid4())
+    assert isinstance(send("penstock.summarise", task_id=first, **FIELDS, idempotency_key="once").result, Ignore)
+    repeat = send("penstock.summarise", task_id=second, **FIELDS, idempotency_key="once")
+    assert (repeat.state, repeat.result) == ("SUCCESS", {"job_id": first})
+    assert [str(job["id"]) for job in jobs(engine)] == [first]
+
+
 def test_complete_takes_any_prompt_and_needs_one(send: Callable[..., Any], engine: Engine) -> None:
     send("penstock.complete", task_id=str(uuid4()), **FIELDS, prompt="classify_document", lane="batch")
     [job] = jobs(engine)
