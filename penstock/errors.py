@@ -15,8 +15,12 @@ PenstockError
     └── WaitTimeoutError
 """
 
+from typing import TYPE_CHECKING
+
 from penstock.reasons import Reason
-from penstock.schemas import Usage
+
+if TYPE_CHECKING:
+    from penstock.schemas import Usage  # pydantic, which a parser's child process does not need
 
 __all__ = [
     "ConfigurationError",
@@ -98,7 +102,7 @@ class ProviderError(PenstockError):
         status: int | None = None,
         retry_after_s: float | None = None,
         sent: bool = True,
-        usage: Usage | None = None,
+        usage: "Usage | None" = None,
     ) -> None:
         """Give the reason class, a short detail for people, what the provider said about waiting, what it will bill."""
         super().__init__(reason, detail)
