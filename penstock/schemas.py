@@ -33,7 +33,7 @@ NanoDollars = int
 class Frozen(BaseModel):
     """A value: it cannot be changed, and it takes no field that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built by its first use: imports are quick
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # so that imports are quick
 
 
 class Lane(StrEnum):

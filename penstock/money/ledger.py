@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
 from penstock.schemas import NanoDollars
+from penstock.store.text import storable_row
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,13 @@ INTEND = text("""
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             call_id uuid, job_id uuid, fence bigint, tenant text, prompt_id text, prompt_version text, tier text,
             deployment text, account text, model_asked text, price_version text, upper_bound_nanodollars bigint)
-    ), owned AS (
-        SELECT id FROM jobs JOIN given ON jobs.id = given.job_id AND jobs.fence = given.fence
-        WHERE jobs.state = 'running'
     )
     INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
         model_asked, price_version, state, upper_bound_nanodollars, nanodollars)
     SELECT call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
         model_asked, price_version, 'intent', upper_bound_nanodollars, upper_bound_nanodollars
-    FROM given WHERE job_id IN (SELECT id FROM owned)
+    FROM given
+    WHERE EXISTS (SELECT 1 FROM jobs WHERE id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running')
     ON CONFLICT (call_id) DO UPDATE SET call_id = excluded.call_id
     RETURNING call_id
 """)
@@ -135,14 +134,20 @@ class LedgerTotals:
 
 def intend(connection: Connection, intents: Sequence[Intent]) -> list[bool]:
     """Write down calls before they are made; False where the job belongs to a later run: do not call."""
-    rows = [asdict(intent) | {"call_id": str(intent.call_id), "job_id": str(intent.job_id)} for intent in intents]
+    once = {intent.call_id: intent for intent in intents}
+    rows = [asdict(intent) | {"call_id": str(intent.call_id), "job_id": str(intent.job_id)} for intent in once.values()]
     written = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})}
     return [intent.call_id in written for intent in intents]
 
 
 def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[None]:
-    """State what calls came to and keep their answers, in one transaction; a repeat changes nothing."""
-    rows = [asdict(settlement) | {"call_id": str(settlement.call_id)} for settlement in settlements]
+    """State what calls came to and keep their answers, in one transaction; a repeat changes nothing.
+
+    Of several settlements of one call the first that knows the truth counts.
+    """
+    doubts_last = sorted(settlements, key=lambda settlement: settlement.nanodollars is None)
+    first = {settlement.call_id: settlement for settlement in reversed(doubts_last)}
+    rows = [storable_row(asdict(settlement)) | {"call_id": str(settlement.call_id)} for settlement in first.values()]
     connection.execute(SETTLE, {"rows": json.dumps(rows)})
     return [None] * len(settlements)
 

@@ -20,7 +20,7 @@ PER_TOKENS = 10**6
 MESSAGE_OVERHEAD_TOKENS = 16
 
 
-RULE = "a price is a string of dollars per million tokens, with at most nine decimals"
+RULE = "a price is a string of dollars per million tokens, below a billion, with at most nine decimals"
 
 
 def _text(dollars: object) -> object:
@@ -30,7 +30,7 @@ def _text(dollars: object) -> object:
 
 
 def _nanodollars_per_million(dollars: Decimal) -> Decimal:
-    if dollars < 0 or not (dollars * NANO) % 1 == 0:
+    if not 0 <= dollars < NANO or (dollars * NANO) % 1 != 0:
         raise ValueError(RULE)
     return dollars
 
@@ -71,10 +71,18 @@ def _rate(dollars: Decimal) -> int:
     return int(dollars * NANO)
 
 
+def _one_a_day(prices: tuple[Price, ...]) -> tuple[Price, ...]:
+    days = [price.starts for price in prices]
+    twice = {day.isoformat() for day in days if days.count(day) > 1}
+    if twice:
+        raise ValueError(f"two prices start on {min(twice)}, and only one can hold")
+    return prices
+
+
 class PriceFile(Frozen):
     """The shape of prices.toml: `[[prices.NAME]]` tables, one a change of price, by deployment name."""
 
-    prices: dict[str, tuple[Price, ...]]
+    prices: dict[str, Annotated[tuple[Price, ...], AfterValidator(_one_a_day)]]
 
 
 class PriceList:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from itertools import combinations
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -45,9 +46,7 @@ def again(engine: Engine, most: int = 100, older_than_s: float = 5.0) -> list[Re
 def released_tokens(engine: Engine) -> Counter[str]:
     with engine.begin() as connection:
         sums = connection.execute(
-            text(
-                "SELECT tenant, sum(estimated_tokens)::bigint AS tokens FROM jobs WHERE state = 'released' GROUP BY tenant"
-            )
+            text("SELECT tenant, sum(estimated_tokens)::bigint AS tokens FROM jobs WHERE state = 'released' GROUP BY 1")
         )
         return Counter({row.tenant: row.tokens for row in sums})
 
@@ -123,7 +122,7 @@ def test_no_mixture_of_sizes_sets_tenants_further_apart_than_their_two_largest_j
 ) -> None:
     rows.execute(schema, "TRUNCATE jobs, payloads, attempts, answers, results, tenant_shares")
     tenants = {f"tenant-{n}": of_tenant for n, of_tenant in enumerate(sizes)}
-    size_of = {}
+    size_of: dict[UUID, int] = {}
     for tenant, of_tenant in tenants.items():
         jobs = [queued(tenant=tenant, estimated_tokens=size)[0] for size in of_tenant]
         size_of |= {job.id: job.estimated_tokens for job in jobs}

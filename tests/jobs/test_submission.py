@@ -154,7 +154,7 @@ def test_a_key_used_for_other_content_is_a_conflict_and_nothing_is_left(engine: 
     accept(engine, first)
     before = rows.everything(engine)
 
-    with pytest.raises(IdempotencyConflictError, match="it's mine.*'acme'") as refusal:
+    with pytest.raises(IdempotencyConflictError, match=r"it's mine.*'acme'") as refusal:
         accept(engine, rows.new_job(), replace(first, id=uuid4(), content_digest="e" * 64), rows.new_job())
 
     assert refusal.value.field == "idempotency_key"
