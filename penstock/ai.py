@@ -19,6 +19,8 @@ from penstock.providers.base import Deployment
 from penstock.schemas import Frozen, ModelAnswer, ModelRequest, NanoDollars, PromptReference, RenderedPrompt, Usage
 
 HTTP_ERROR = 400
+GAVE_UP_WAITING = {408, 499, 502, 504, 524}
+"""What a gateway says whose model may have answered, and billed, behind it."""
 BYTES_PER_TOKEN = 4
 
 
@@ -179,14 +181,14 @@ async def _send(house: House, call: Call) -> ModelAnswer:
     try:
         return await house.provider.complete(call.deployment, call.request)
     except ProviderError as error:
-        await house.journal.settle.add(_settle_failure(call, error))
+        await _write_down(house, _settle_failure(call, error))
         telemetry.emit(
             "call.failed", call=str(call.id), deployment=call.deployment.name, reason=error.reason, detail=error.detail
         )
         raise
     except BaseException as error:
         reason = Reason.TIME_LIMIT if isinstance(error, asyncio.CancelledError) else Reason.INTERNAL
-        await house.journal.settle.add(Settlement(call.id, None, reason=reason))
+        await _write_down(house, Settlement(call.id, None, reason=reason))
         raise
 
 
@@ -194,7 +196,8 @@ def _settle_failure(call: Call, error: ProviderError) -> Settlement:
     """Price a failure: a refusal costs nothing, what was sent and never heard of again up to the bound."""
     if error.usage is not None:
         return _settlement(call, error.usage, error.reason)
-    refused = not error.sent or (error.status is not None and error.status >= HTTP_ERROR)
+    status = error.status or 0
+    refused = not error.sent or (status >= HTTP_ERROR and status not in GAVE_UP_WAITING)
     return Settlement(call.id, 0 if refused else None, reason=error.reason)
 
 
@@ -215,16 +218,17 @@ async def _settle(house: House, call: Call, prompt: Prompt, answer: ModelAnswer)
         text = _usable(prompt, answer)
     except (ProviderError, OutputInvalidError) as error:
         reason = error.reason if isinstance(error, ProviderError) else Reason.OUTPUT_INVALID
-        await house.journal.settle.add(_settlement(call, answer.usage, reason))
+        await _write_down(house, _settlement(call, answer.usage, reason))
         raise
-    await house.journal.settle.add(
+    await _write_down(
+        house,
         replace(
             _settlement(call, answer.usage, None),
             request_digest=call.digest,
             model_served=answer.model_served,
             finish_reason=answer.finish_reason,
             answer=answer.text,
-        )
+        ),
     )
     telemetry.emit(
         "call.settled",
@@ -235,6 +239,16 @@ async def _settle(house: House, call: Call, prompt: Prompt, answer: ModelAnswer)
         output_tokens=answer.usage.output_tokens,
     )
     return text
+
+
+async def _write_down(house: House, settlement: Settlement) -> None:
+    """Settle, even if the run is cancelled meanwhile: the job may be handed back only when its answer is kept."""
+    writing = asyncio.ensure_future(house.journal.settle.add(settlement))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await writing
+        raise
 
 
 def _usable(prompt: Prompt, answer: ModelAnswer) -> str:

@@ -3,14 +3,25 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from uuid import UUID
 
 from penstock import ai, telemetry
-from penstock.errors import FencedError, OutputInvalidError, ProviderError, Reason
+from penstock.errors import (
+    ConfigurationError,
+    FencedError,
+    InvalidRequestError,
+    OutputInvalidError,
+    ProviderError,
+    Reason,
+)
 from penstock.house import House
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
 from penstock.retry import Bury, Failure, decide
+
+DEPLOYMENT_S = 30.0
+"""How long a job waits when this worker lacks its prompt or tier: another one may have them, or soon will."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ async def run(house: House, job_id: UUID, *, time_limits: Sequence[type[Exceptio
     if job is None:
         telemetry.emit("job.not_claimable", job=str(job_id))
         return Report(job_id, None)
+    job = _by_our_clock(house, job)
     telemetry.bind(job=str(job.id), attempt=job.fence, tenant=job.tenant, tier=job.tier)
     telemetry.emit("job.claimed", worker=house.worker, waited_s=round(job.waited_s, 3))
     house.running.enter(job)
@@ -44,14 +56,16 @@ async def run(house: House, job_id: UUID, *, time_limits: Sequence[type[Exceptio
         return await _end(house, job, ending, cost)
     except asyncio.CancelledError:
         report = await _end(house, job, Ending(job.id, job.fence, Outcome.HANDED_BACK, detail="the run was stopped"), 0)
-        if job.id in house.running.lost:
+        if (job.id, job.fence) in house.running.lost:
             return report
         raise
     finally:
         house.running.leave(job)
 
 
-async def _work(house: House, job: ClaimedJob, time_limits: tuple[type[Exception], ...]) -> tuple[Ending, int]:
+async def _work(  # noqa: PLR0911 - a line a verdict
+    house: House, job: ClaimedJob, time_limits: tuple[type[Exception], ...]
+) -> tuple[Ending, int]:
     """Ask the model and say how the attempt should end, with what it cost."""
     try:
         completion = await ai.complete(house, _request(job))
@@ -59,6 +73,9 @@ async def _work(house: House, job: ClaimedJob, time_limits: tuple[type[Exception
         return _failed(house, job, error.reason, str(error), error.retry_after_s), 0
     except OutputInvalidError as error:
         return _failed(house, job, Reason.OUTPUT_INVALID, str(error)), 0
+    except (ConfigurationError, InvalidRequestError) as error:
+        waits = Ending(job.id, job.fence, Outcome.RETRIED, Reason.INTERNAL, str(error), delay_s=DEPLOYMENT_S)
+        return waits, 0
     except FencedError as error:
         return Ending(job.id, job.fence, Outcome.HANDED_BACK, detail=str(error)), 0
     except time_limits as error:
@@ -75,6 +92,13 @@ async def _work(house: House, job: ClaimedJob, time_limits: tuple[type[Exception
         model_served=completion.model_served,
     )
     return ending, completion.cost_nanodollars
+
+
+def _by_our_clock(house: House, job: ClaimedJob) -> ClaimedJob:
+    """Say the deadline in the time of this machine, whose clock may differ from that of Postgres."""
+    if job.ends_in_s is None:
+        return job
+    return replace(job, deadline=house.clock.now() + timedelta(seconds=job.ends_in_s))
 
 
 def _request(job: ClaimedJob) -> ai.CompletionRequest:

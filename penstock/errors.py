@@ -7,6 +7,7 @@ PenstockError
 ├── ConfigurationError         the operator's fault: which file, which line or key, what to do
 ├── ProviderError              the provider's fault or verdict, with its reason class
 ├── OutputInvalidError         the model answered, and the answer breaks the prompt's output schema
+├── StoreError                Postgres refused a statement, or was away for too long
 ├── FencedError                another run owns the job now; what this one did must not count
 └── JobError                   the end of a job, told to whoever waits for it
     ├── JobNotFoundError
@@ -36,6 +37,7 @@ __all__ = [
     "PenstockError",
     "ProviderError",
     "Reason",
+    "StoreError",
     "WaitTimeoutError",
 ]
 
@@ -121,6 +123,10 @@ class ProviderError(PenstockError):
 
 class OutputInvalidError(PenstockError):
     """The model's answer breaks the output schema of the prompt."""
+
+
+class StoreError(PenstockError):
+    """Postgres refused a statement, or was away for too long; what it said stays in its own log."""
 
 
 class FencedError(PenstockError):

@@ -20,32 +20,34 @@ from penstock.settings import Settings
 from penstock.store.db import async_engine
 from penstock.store.gather import Gatherer
 
+Run = tuple[UUID, int]
+"""A job and the fence of one of its runs."""
+
 
 @dataclass
 class Running:
-    """The jobs that this process runs now, and how to stop each."""
+    """The runs that this process has under way, and how to stop each."""
 
-    jobs: dict[UUID, tuple[int, "asyncio.Task[object]"]] = field(default_factory=dict)
-    lost: set[UUID] = field(default_factory=set)
+    runs: dict[Run, "asyncio.Task[object]"] = field(default_factory=dict)
+    lost: set[Run] = field(default_factory=set)
 
     def enter(self, job: ClaimedJob) -> None:
         """Note that the current asyncio task runs `job`."""
         task = asyncio.current_task()
         assert task is not None
-        self.jobs[job.id] = (job.fence, task)
+        self.runs[job.id, job.fence] = task
 
     def leave(self, job: ClaimedJob) -> None:
-        """Note that the job's run is over."""
-        if self.jobs.get(job.id, (None,))[0] == job.fence:
-            del self.jobs[job.id]
-            self.lost.discard(job.id)
+        """Note that the run is over."""
+        del self.runs[job.id, job.fence]
+        self.lost.discard((job.id, job.fence))
 
-    def stop(self, job_ids: Sequence[UUID]) -> None:
-        """Stop the runs of jobs that are no longer ours: cancelled, or taken over."""
-        for job_id in job_ids:
-            if job_id in self.jobs:
-                self.lost.add(job_id)
-                self.jobs[job_id][1].cancel()
+    def stop(self, runs: Sequence[Run]) -> None:
+        """Stop runs whose job is no longer ours: cancelled, or taken over."""
+        for run in runs:
+            if run in self.runs:
+                self.lost.add(run)
+                self.runs[run].cancel()
 
 
 class Journal:
@@ -58,6 +60,11 @@ class Journal:
         self.intend: Gatherer[Intent, bool] = Gatherer(engine, intend)
         self.settle: Gatherer[Settlement, None] = Gatherer(engine, settle)
         self.recall: Gatherer[tuple[UUID, str], JournaledAnswer | None] = Gatherer(engine, recall)
+
+    async def drain(self) -> None:
+        """Return when every step that was begun is written."""
+        for gatherer in (self.claim, self.recall, self.intend, self.settle, self.finish):
+            await gatherer.drain()
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class House:
     running: Running = field(default_factory=Running)
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Write what is still to be written, and give connections back."""
+        await self.journal.drain()
         await self.provider.close()
         await self.engine.dispose()
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock import telemetry
@@ -19,7 +19,7 @@ from penstock.intake import Intake
 from penstock.jobs.submission import bury_refused, submit
 from penstock.schemas import TENANT_PATTERN
 from penstock.settings import Settings
-from penstock.store.db import async_engine
+from penstock.store.db import async_engine, is_away
 
 Result = TypeVar("Result")
 
@@ -84,7 +84,7 @@ class Reception:
                 async with self.engine.begin() as connection:
                     return await connection.run_sync(write)
             except DBAPIError as error:
-                if not (error.connection_invalidated or isinstance(error, OperationalError)):
+                if not is_away(error):
                     raise
             telemetry.emit("service.unavailable", service="postgres", error="OperationalError", retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)

@@ -50,6 +50,7 @@ class Backoff:
     base_s: float = 1.0
     longest_s: float = 60.0
     throttled_s: float = 1.0
+    longest_asked_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Bury:
 def decide(failure: Failure, backoff: Backoff, jitter: float) -> RetryAfter | Bury:
     """Choose what follows; `jitter` is a random number in [0, 1).
 
-    A wait that the provider asked for is kept, and spread by up to a tenth so that all do not come back at once.
-    A retry that could not begin before the deadline is a death by the reason that made it wait.
+    A wait that the provider asked for is kept, up to `longest_asked_s`, and spread by up to a tenth so that all do not
+    come back at once. A retry that could not begin before the deadline is a death with the reason `deadline`.
     """
     kind = KINDS[failure.reason]
     if kind is Kind.PERMANENT:
@@ -99,7 +100,7 @@ def decide(failure: Failure, backoff: Backoff, jitter: float) -> RetryAfter | Bu
 
 def _delay_s(failure: Failure, backoff: Backoff, jitter: float, *, counts: bool) -> float:
     if failure.retry_after_s is not None:
-        return failure.retry_after_s * (1 + jitter / 10)
+        return min(failure.retry_after_s, backoff.longest_asked_s) * (1 + jitter / 10)
     if not counts:
         return backoff.throttled_s * (1 + jitter)
     exponent = min(failure.failures, 32)

@@ -13,7 +13,7 @@ import structlog
 BOUND = ("job", "attempt", "tenant", "tier")
 
 EVENTS: dict[str, tuple[str, ...]] = {
-    "job.submitted": ("lane", "prompt", "state"),
+    "job.submitted": ("lane",),
     "job.refused": ("field", "reason"),
     "job.claimed": ("worker", "waited_s"),
     "job.not_claimable": (),

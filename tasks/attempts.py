@@ -4,9 +4,11 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+from sqlalchemy.exc import DBAPIError
 
+from penstock import telemetry
 from penstock.attempt import Report, run
-from penstock.errors import JobDeadError, Reason
+from penstock.errors import JobDeadError, Reason, StoreError
 from penstock.jobs.execution import Outcome
 from tasks.declaration import task
 
@@ -17,7 +19,11 @@ async def attempt(self: Any, **_identifiers: str) -> dict[str, Any]:
 
     Safe to run twice: the claim lets one run through, and the others find nothing to do.
     """
-    report = await run(self.app.house, UUID(self.request.id), time_limits=[SoftTimeLimitExceeded])
+    try:
+        report = await run(self.app.house, UUID(self.request.id), time_limits=[SoftTimeLimitExceeded])
+    except DBAPIError as error:
+        telemetry.failed(error)
+        raise StoreError(type(error).__name__) from None  # what Postgres says may quote the row
     return conclude(report)
 
 

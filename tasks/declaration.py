@@ -3,6 +3,7 @@
 Celery takes a misspelt option silently; this signature does not.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ TIME_LIMIT_S = 960
 
 SHOWN = ("tenant", "tier", "lane", "prompt", "prompt_version")
 
+IDENTIFIER = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+
 
 class IdentifiersOnly(Request):  # type: ignore[misc]
     """A message whose text is never shown: events, `inspect`, and Flower by them, get identifiers alone."""
@@ -23,12 +26,16 @@ class IdentifiersOnly(Request):  # type: ignore[misc]
         super().__init__(*args, **options)
         given = self._kwargs if isinstance(self._kwargs, dict) else {}
         self._argsrepr = "()"
-        self._kwargsrepr = repr({name: str(given[name])[:64] for name in SHOWN if name in given})
+        self._kwargsrepr = repr({name: given[name] for name in SHOWN if _is_identifier(given.get(name))})
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002 - Celery's own signature
         """Describe the message to whoever inspects the worker: always as safely as can be."""
         described: dict[str, Any] = super().info(safe=True)
         return described
+
+
+def _is_identifier(value: object) -> bool:
+    return isinstance(value, str) and IDENTIFIER.fullmatch(value) is not None
 
 
 def task(

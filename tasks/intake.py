@@ -1,13 +1,17 @@
 """The door for any Celery producer: a message with its text becomes a row. It must not know how it is checked."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject
 
+from penstock import telemetry
 from penstock.errors import InvalidRequestError
 from penstock.reception import Reception, row_id
 from tasks.declaration import IdentifiersOnly, task
+
+REQUEUE_S = 0.5
 
 
 @task(name="penstock.summarise", throws=(InvalidRequestError,), request=IdentifiersOnly)
@@ -26,8 +30,12 @@ async def _take_in(self: Any, args: tuple[Any, ...], fields: dict[str, Any]) -> 
     """Make the row, and leave the task's end to its attempts; a repeat of an idempotency key ends with the first id."""
     try:
         job_id = await _receive(self.app.reception, self.request.id, args, fields)
-    except SoftTimeLimitExceeded:
-        raise Reject("Postgres was away for too long", requeue=True) from None
+    except InvalidRequestError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the request is in this message and nowhere else
+        telemetry.failed(error)
+        await asyncio.sleep(REQUEUE_S)
+        raise Reject(type(error).__name__, requeue=True) from None
     if job_id != UUID(self.request.id):
         return {"job_id": str(job_id)}
     raise Ignore("the job is a row now; its first attempt will run under the same id")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,10 +10,12 @@ from sqlalchemy import text
 
 from penstock.ai import CallContext, CompletionRequest, complete
 from penstock.attempt import run
+from penstock.clock import SystemClock
 from penstock.errors import Reason
 from penstock.house import House
 from penstock.jobs import queries, recovery
 from penstock.jobs.execution import Claim, Outcome
+from penstock.money.ledger import Settlement
 from tests.rooms import DOCUMENT, Rooms
 
 
@@ -45,7 +48,6 @@ def test_structured_output_is_canonical_json_of_the_schema(rooms: Rooms) -> None
         ("overloaded", Reason.OVERLOADED, Outcome.RETRIED, 1),
         ("unavailable", Reason.OVERLOADED, Outcome.RETRIED, 1),
         ("server_error", Reason.SERVER_ERROR, Outcome.RETRIED, 1),
-        ("gateway_timeout", Reason.TIMEOUT, Outcome.RETRIED, 1),
         ("insufficient_quota", Reason.QUOTA_EXHAUSTED, Outcome.DEAD, 1),
         ("payment_required", Reason.QUOTA_EXHAUSTED, Outcome.DEAD, 1),
         ("unauthorized", Reason.AUTHENTICATION, Outcome.DEAD, 1),
@@ -68,14 +70,14 @@ def test_a_refusal_costs_nothing(rooms: Rooms, fault: str, reason: Reason, outco
     assert rooms.calls() == 1
 
 
-@pytest.mark.parametrize("fault", ["lost_answer", "cut"])
-def test_an_answer_that_got_lost_is_charged_at_its_upper_bound(rooms: Rooms, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["lost_answer", "cut", "gateway_timeout", "bad_gateway", "request_timeout"])
+def test_an_answer_that_may_have_got_lost_is_charged_at_its_upper_bound(rooms: Rooms, fault: str) -> None:
     rooms.fault(fault)
     job_id = rooms.submit()
     assert rooms.attempt(job_id).outcome is Outcome.RETRIED
     (call,) = rooms.ledger(job_id)
     assert (call.state, call.nanodollars) == ("unknown", call.upper_bound_nanodollars)
-    assert call.nanodollars >= rooms.invoice() > 0
+    assert call.nanodollars >= rooms.invoice()
 
 
 def test_an_answer_that_breaks_the_schema_is_paid_and_asked_anew(rooms: Rooms) -> None:
@@ -196,6 +198,44 @@ def test_a_cancelled_run_hands_its_job_back_and_charges_the_upper_bound(rooms: R
     assert (call.state, call.nanodollars) == ("unknown", call.upper_bound_nanodollars)
 
 
+def test_a_job_ends_by_the_clock_of_postgres_and_not_by_this_machines(rooms: Rooms) -> None:
+    job_id = rooms.submit(deadline=datetime.now(UTC) + timedelta(minutes=5))
+
+    class TenMinutesAhead(SystemClock):
+        def now(self) -> datetime:
+            return super().now() + timedelta(minutes=10)
+
+    report = rooms.with_house(lambda house: run(replace(house, clock=TenMinutesAhead()), job_id))
+    assert report.outcome is Outcome.SUCCEEDED
+
+
+def test_an_answer_that_is_being_written_when_the_run_is_stopped_is_kept(rooms: Rooms) -> None:
+    job_id = rooms.submit()
+
+    async def stop_while_settling(house: House) -> None:
+        settle = house.journal.settle
+        asked = asyncio.Event()
+
+        class Slow:
+            async def add(self, settlement: Settlement) -> None:
+                asked.set()
+                await asyncio.sleep(0.3)
+                await settle.add(settlement)
+
+        house.journal.settle = Slow()  # type: ignore[assignment]
+        running = asyncio.create_task(run(house, job_id))
+        await asked.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        house.journal.settle = settle
+
+    rooms.with_house(stop_while_settling)
+    rooms.release(job_id)
+    assert rooms.attempt(job_id).outcome is Outcome.SUCCEEDED
+    assert rooms.calls() == 1
+
+
 def test_a_prompt_that_changed_unseen_is_not_used(rooms: Rooms) -> None:
     job_id = rooms.submit()
     with rooms.engine.begin() as connection:
@@ -210,7 +250,7 @@ def expire_worker(rooms: Rooms) -> None:
     with rooms.engine.begin() as connection:
         connection.execute(text("UPDATE workers SET lease_until = now() - interval '1 second'"))
     with rooms.engine.begin() as connection:
-        assert len(recovery.recover_expired(connection, poison_after=3)) == 1
+        assert len(recovery.recover_expired(connection)) == 1
 
 
 def revive_worker(rooms: Rooms) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from penstock import telemetry
-from penstock.client.broker import tier_queues
+from penstock.client.broker import tier_queue
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
 from penstock.jobs import release
 from penstock.jobs.release import Release
@@ -32,30 +32,39 @@ def release_target(started: int) -> int:
 
 
 def feed(engine: Engine, doorbell: Doorbell, tier: str) -> int:
-    """Release what is due in a tier, retries before new work, interactive before batch; give the number of messages."""
+    """Release what is due in a tier, interactive before batch, in each retries first; give the number of messages.
+
+    Each lane has room of its own: what the one has in the broker takes nothing from the other.
+    """
+    releases: list[Release] = []
     with engine.begin() as connection:
-        room = release_target(release.started(connection, tier, window_s=WORK_S)) - release.released(connection, tier)
-        releases: list[Release] = []
-        if room > 0:
-            releases += release.release_retries(connection, tier, most=room)
+        target = release_target(release.started(connection, tier, window_s=WORK_S))
+        out = release.released(connection, tier)
         for lane in Lane:
-            if room > len(releases):
-                releases += release.release_fairly(connection, tier, lane, most=room - len(releases))
+            room = target - sum(jobs for group, jobs in out.items() if group.lane is lane)
+            if room > 0:
+                retries = release.release_retries(connection, tier, lane, most=room)
+                releases += retries
+                releases += release.release_fairly(connection, tier, lane, most=room - len(retries))
     if releases:
         telemetry.emit("feeder.released", tier=tier, jobs=len(releases))
     return doorbell.ring(releases)
 
 
 def mend(engine: Engine, doorbell: Doorbell, tier: str) -> int:
-    """Send again what the broker has lost: released rows beyond the messages that it still holds."""
+    """Send again what the broker has lost: released rows beyond the messages that it still holds for them."""
+    sent = 0
     with engine.begin() as connection:
-        missing = release.released(connection, tier) - doorbell.waiting(tier_queues(tier))
-        if missing <= 0:
-            return 0
-        releases = release.release_again(connection, tier, older_than_s=LOST_AFTER_S, most=missing)
-    if releases:
-        telemetry.emit("feeder.republished", tier=tier, jobs=len(releases))
-    return doorbell.ring(releases)
+        out = release.released(connection, tier)
+    for group, jobs in out.items():
+        missing = jobs - doorbell.waiting(tier_queue(tier, group.lane, is_retry=group.is_retry))
+        if missing > 0:
+            with engine.begin() as connection:
+                releases = release.release_again(connection, tier, group, older_than_s=LOST_AFTER_S, most=missing)
+            sent += doorbell.ring(releases)
+    if sent:
+        telemetry.emit("feeder.republished", tier=tier, jobs=sent)
+    return sent
 
 
 def run(settings: Settings, stop: Event) -> None:
@@ -73,6 +82,9 @@ def run(settings: Settings, stop: Event) -> None:
                     mend(engine, doorbell, tier)
         except (DBAPIError, *BROKER_ERRORS) as error:
             telemetry.emit("service.unavailable", service="feeder", error=type(error).__name__, retry_s=1.0)
+            stop.wait(1.0)
+        except Exception as error:  # noqa: BLE001 - one tier's trouble must not stop the others for ever
+            telemetry.failed(error)
             stop.wait(1.0)
     doorbell.close()
     engine.dispose()

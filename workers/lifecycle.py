@@ -17,6 +17,7 @@ from penstock.jobs import leases, queries
 
 HEARTBEATS_A_LEASE = 3
 LONGEST_START_S = 10.0
+SOON_S = 1.0
 
 Build = Callable[[str], House]
 
@@ -46,18 +47,22 @@ def furnish(app: Any, build: Build) -> None:
 async def keep_alive(house: House) -> None:
     """Renew the lease until cancelled; stop runs that are no longer ours, give back jobs that nobody runs."""
     pause_s = house.settings.lease_s / HEARTBEATS_A_LEASE
+    missed = False
     while True:
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(min(pause_s, SOON_S) if missed else pause_s)
+        missed = True
         try:
-            await _beat(house)
+            async with asyncio.timeout(pause_s):
+                await _beat(house)
+            missed = False
         except (DBAPIError, OSError) as error:
-            telemetry.emit("service.unavailable", service="postgres", error=type(error).__name__, retry_s=pause_s)
+            telemetry.emit("service.unavailable", service="postgres", error=type(error).__name__, retry_s=SOON_S)
         except Exception as error:  # noqa: BLE001 - a heart that stops takes every job of the process with it
             telemetry.failed(error)
 
 
 async def _beat(house: House) -> None:
-    running = [(job_id, fence) for job_id, (fence, _) in house.running.jobs.items()]
+    running = list(house.running.runs)
     async with house.engine.begin() as connection:
         await connection.run_sync(partial(leases.renew, worker=house.worker, lease_s=house.settings.lease_s))
         gone = await connection.run_sync(partial(leases.lost, running=running))
@@ -69,7 +74,7 @@ async def _beat(house: House) -> None:
                 older_than_s=LONGEST_START_S,
             )
         )
-    for job_id in gone:
+    for job_id, _ in gone:
         telemetry.emit("lease.lost", job=str(job_id))
     house.running.stop(gone)
 

@@ -3,6 +3,7 @@
 It runs beside the intake in the upkeep worker; `sweep` is one pass.
 """
 
+import time
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any, ClassVar
@@ -20,7 +21,6 @@ from penstock.settings import Settings
 from penstock.store.db import sync_engine
 
 SWEEP_S = 1.0
-POISON_AFTER = 3
 OPEN_CALL_S = 60.0
 
 
@@ -34,32 +34,42 @@ class Swept:
     announced: int
 
 
-def sweep(engine: Engine, doorbell: Doorbell) -> Swept:
-    """Recover jobs of dead workers, bury what is overdue, close calls that nobody will settle, announce the dead."""
+def sweep(engine: Engine, doorbell: Doorbell, *, recover: bool = True) -> Swept:
+    """Recover jobs of dead workers, bury what is overdue, close calls that nobody will settle, announce the dead.
+
+    Without `recover` the first is left out: nobody could renew a lease lately.
+    """
     with engine.begin() as connection:
-        recovered = recovery.recover_expired(connection, poison_after=POISON_AFTER)
+        recovered = recovery.recover_expired(connection) if recover else []
     with engine.begin() as connection:
         expired = recovery.bury_overdue(connection)
         recovery.forget_workers(connection)
-    with engine.begin() as connection:
-        unknown = ledger.abandon(connection, older_than_s=OPEN_CALL_S)
-    with engine.begin() as connection:
-        letters = dead_letters.take_unannounced(connection)
-        doorbell.announce(letters)
     for job in [*recovered, *expired]:
         event = "job.dead" if job.dead else "job.recovered"
         telemetry.emit(event, job=str(job.job_id), tenant=job.tenant, reason=job.reason)
+    with engine.begin() as connection:
+        unknown = ledger.abandon(connection, older_than_s=OPEN_CALL_S)
     if unknown:
         telemetry.emit("upkeep.calls_unknown", calls=len(unknown))
+    with engine.begin() as connection:
+        letters = dead_letters.take_unannounced(connection)
+        doorbell.announce(letters)
     return Swept(len(recovered), len(expired), len(unknown), len(letters))
 
 
-def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event) -> None:
-    """Sweep until `stop` is set; a service that is away is waited for."""
+def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: float) -> None:
+    """Sweep until `stop` is set; a service that is away is waited for.
+
+    When Postgres comes back, and when this process has just begun and cannot know, workers get the time of a lease to
+    renew theirs: an outage is not the death of all of them.
+    """
+    recovers_at = time.monotonic() + lease_s
     while not stop.wait(SWEEP_S):
         try:
-            sweep(engine, doorbell)
+            sweep(engine, doorbell, recover=time.monotonic() >= recovers_at)
         except (DBAPIError, *BROKER_ERRORS) as error:
+            if isinstance(error, DBAPIError):
+                recovers_at = time.monotonic() + lease_s
             telemetry.emit("service.unavailable", service="upkeep", error=type(error).__name__, retry_s=SWEEP_S)
         except Exception as error:  # noqa: BLE001 - the thread must not end in silence while its worker goes on
             telemetry.failed(error)
@@ -77,7 +87,9 @@ def attach(app: Any, settings: Settings) -> None:
             self.stopping = Event()
             self.engine = sync_engine(settings.require_database_url())
             doorbell = Doorbell(settings.require_broker_url())
-            self.thread = Thread(target=keep_sweeping, args=(self.engine, doorbell, self.stopping), name="upkeep")
+            self.thread = Thread(
+                target=keep_sweeping, args=(self.engine, doorbell, self.stopping, settings.lease_s), name="upkeep"
+            )
             self.thread.start()
 
         def stop(self, _worker: Any) -> None:

@@ -11,6 +11,7 @@ import socket
 os.environ["CELERY_CUSTOM_WORKER_POOL"] = "workers.pool:AsyncioPool"
 
 from celery import signals
+from celery.worker.consumer import consumer
 
 from penstock import telemetry
 from penstock.client.broker import DEAD_LETTER_QUEUE, INTAKE_QUEUE, tier_queues
@@ -34,10 +35,12 @@ def main() -> None:
     signals.setup_logging.connect(_configure_logging)
     if arguments.role == UPKEEP:
         upkeep.attach(app, settings)
-        queues, concurrency = [DEAD_LETTER_QUEUE, INTAKE_QUEUE], UPKEEP_CONCURRENCY
+        queues, concurrency = [INTAKE_QUEUE, DEAD_LETTER_QUEUE], UPKEEP_CONCURRENCY
     else:
         lifecycle.furnish(app, _build)
         queues, concurrency = tier_queues(arguments.role), tiers[arguments.role].concurrency
+    # Celery logs the body of a message that it does not know, and a body may be somebody's document.
+    consumer.dump_body = lambda message, _body: f"{len(message.body)} bytes"
     worker = app.Worker(
         hostname=f"{arguments.name or arguments.role}@{socket.gethostname()}",
         pool="custom",

@@ -9,7 +9,7 @@ print(client.wait(job_id, timeout_s=120).result)
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ __all__ = ["Client"]
 FIRST_POLL_S = 0.02
 SLOWEST_POLL_S = 0.5
 ROWS_A_STATEMENT = 500
+CHARACTERS_A_STATEMENT = 16_000_000
 
 
 class Client:
@@ -216,9 +217,9 @@ class Client:
             raise type(error)(f"requests[{number}].{error.field}", error.reason, error.cure) from error
 
     def _insert(self, connection: Connection, jobs: list[NewJob], *, window: int) -> list[Accepted]:
-        accepted = []
-        for start in range(0, len(jobs), ROWS_A_STATEMENT):
-            accepted += submit(connection, jobs[start : start + ROWS_A_STATEMENT], window=window)
+        accepted: list[Accepted] = []
+        while len(accepted) < len(jobs):
+            accepted += submit(connection, _one_statement(jobs[len(accepted) :]), window=window)
         return accepted
 
     def _ring(self, jobs: list[NewJob], accepted: list[Accepted]) -> None:
@@ -228,6 +229,16 @@ class Client:
             for job, row in zip(jobs, accepted, strict=True)
             if row.created and row.state is JobState.RELEASED
         )
+
+
+def _one_statement(jobs: Sequence[NewJob]) -> Sequence[NewJob]:
+    """Take from the front what one statement can carry."""
+    characters = 0
+    for number, job in enumerate(jobs[:ROWS_A_STATEMENT]):
+        characters += len(job.document or "")
+        if number and characters > CHARACTERS_A_STATEMENT:
+            return jobs[:number]
+    return jobs[:ROWS_A_STATEMENT]
 
 
 def _key(job_id: UUID | str) -> UUID:

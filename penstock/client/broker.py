@@ -10,7 +10,8 @@ DEAD_LETTER_QUEUE = "dead_letter"
 ATTEMPT_TASK = "penstock.attempt"
 DEAD_LETTER_TASK = "penstock.dead_letter"
 
-VISIBILITY_TIMEOUT_S = 3600
+VISIBILITY_TIMEOUT_S = 300
+"""A message that a dead worker held is given to another after this; a job that runs longer is only rung twice."""
 RECONNECT_S = 2
 
 

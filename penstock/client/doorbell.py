@@ -7,7 +7,7 @@ import logging
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from kombu.exceptions import ChannelError, KombuError, OperationalError
@@ -78,14 +78,16 @@ class Doorbell:
                     retry=False,
                 )
 
-    def waiting(self, queues: Sequence[str]) -> int:
-        """Count the messages that the broker holds for these queues, without those that a worker has in hand.
+    def waiting(self, queue: str) -> int:
+        """Count the messages that the broker holds for a queue, without those that a worker has in hand.
 
         Raises one of BROKER_ERRORS when the broker is away.
         """
         with self._broker(), self.app.connection_or_acquire() as connection:
-            channel = connection.default_channel
-            return sum(_depth(channel, queue) for queue in queues)
+            try:
+                return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+            except ChannelError:
+                return 0
 
     def close(self) -> None:
         """Give the connections back."""
@@ -117,10 +119,3 @@ class Doorbell:
             producer=producer,
             retry=False,
         )
-
-
-def _depth(channel: Any, queue: str) -> int:
-    try:
-        return int(channel.queue_declare(queue, passive=True).message_count)
-    except ChannelError:
-        return 0

@@ -41,6 +41,7 @@ class ClaimedJob:
     created_at: datetime
     started_at: datetime
     waited_s: float
+    ends_in_s: float | None
     variables: dict[str, str]
     document: str | None
 
@@ -59,7 +60,8 @@ CLAIM = text("""
         INSERT INTO attempts (job_id, fence, worker, released_at) SELECT id, fence, worker, released_at FROM claimed
     )
     SELECT claimed.*, payloads.variables, payloads.document,
-        extract(epoch FROM now() - released_at)::float8 AS waited_s
+        extract(epoch FROM now() - released_at)::float8 AS waited_s,
+        extract(epoch FROM deadline - now())::float8 AS ends_in_s
     FROM claimed JOIN payloads ON payloads.job_id = claimed.id
 """)
 
@@ -82,6 +84,7 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
             created_at=row.created_at,
             started_at=row.started_at,
             waited_s=row.waited_s,
+            ends_in_s=row.ends_in_s,
             variables=row.variables,
             document=row.document,
         )
@@ -156,7 +159,7 @@ def finish(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
     Of several endings of one attempt the first counts: a run that is stopped while its end is written has two.
     """
     first = {(ending.job_id, ending.fence): ending for ending in reversed(endings)}
-    rows = [_row(ending) for ending in first.values()]
+    rows = [_row(first[key]) for key in sorted(first)]  # one order for all: two cannot deadlock
     ended = {(row.id, row.fence) for row in connection.execute(FINISH, {"rows": json.dumps(rows)})}
     return [
         (ending.job_id, ending.fence) in ended and first.pop((ending.job_id, ending.fence), None) is not None

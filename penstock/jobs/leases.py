@@ -10,19 +10,24 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from penstock.jobs.states import POISON_AFTER
+
 RENEW = text("""
     INSERT INTO workers (id, lease_until) VALUES (:worker, now() + make_interval(secs => :lease_s))
     ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
 """)
 
 LOST = text("""
-    SELECT given.job_id FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(job_id uuid, fence bigint)
+    SELECT given.job_id, given.fence FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(job_id uuid, fence bigint)
     WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE id = given.job_id AND fence = given.fence AND state = 'running')
 """)
 
 ADRIFT = text("""
     WITH adrift AS (
-        UPDATE jobs SET state = 'retrying', due_at = now(), reason = 'worker_lost', detail = 'its run left no trace'
+        UPDATE jobs SET crashes = crashes + 1, due_at = now(), detail = 'its run left no trace',
+            state = CASE WHEN crashes + 1 >= :poison THEN 'dead' ELSE 'retrying' END,
+            ended_at = CASE WHEN crashes + 1 >= :poison THEN now() END,
+            reason = CASE WHEN crashes + 1 >= :poison THEN 'poison' ELSE 'worker_lost' END
         WHERE worker = :worker AND state = 'running' AND started_at < now() - make_interval(secs => :older_than_s)
             AND NOT id = ANY(CAST(:running AS uuid[]))
         RETURNING id, fence
@@ -41,15 +46,23 @@ def renew(connection: Connection, worker: str, lease_s: float) -> None:
     connection.execute(RENEW, {"worker": worker, "lease_s": lease_s})
 
 
-def lost(connection: Connection, running: Sequence[tuple[UUID, int]]) -> list[UUID]:
+def lost(connection: Connection, running: Sequence[tuple[UUID, int]]) -> list[tuple[UUID, int]]:
     """Find which of these (job, fence) pairs are no longer this worker's: cancelled, or taken over."""
     rows = json.dumps([{"job_id": str(job_id), "fence": fence} for job_id, fence in running])
-    return [row.job_id for row in connection.execute(LOST, {"rows": rows})]
+    return [(row.job_id, row.fence) for row in connection.execute(LOST, {"rows": rows})]
 
 
 def release_adrift(connection: Connection, worker: str, running: Sequence[UUID], *, older_than_s: float) -> int:
-    """Give back jobs that the table says this worker runs and the worker does not; gives their number."""
-    given = {"worker": worker, "running": [str(job_id) for job_id in running], "older_than_s": older_than_s}
+    """Give back jobs that the table says this worker runs and the worker does not; gives their number.
+
+    It counts as a crash: a job whose end cannot be written must not run for ever.
+    """
+    given = {
+        "worker": worker,
+        "running": [str(job_id) for job_id in running],
+        "older_than_s": older_than_s,
+        "poison": POISON_AFTER,
+    }
     return int(connection.scalar(ADRIFT, given) or 0)
 
 

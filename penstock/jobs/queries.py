@@ -41,10 +41,13 @@ LIST = text(
 STATES = text("SELECT id, state FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")
 
 CANCEL = text("""
-    WITH cancelled AS (
-        UPDATE jobs SET state = 'cancelled', ended_at = now()
+    WITH live AS (
+        SELECT id FROM jobs
         WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('queued', 'released', 'running', 'retrying')
-        RETURNING id, fence
+        ORDER BY id FOR UPDATE
+    ), cancelled AS (
+        UPDATE jobs SET state = 'cancelled', ended_at = now() FROM live WHERE jobs.id = live.id
+        RETURNING jobs.id, fence
     ), history AS (
         UPDATE attempts SET ended_at = now(), outcome = 'cancelled' FROM cancelled
         WHERE attempts.job_id = cancelled.id AND attempts.fence = cancelled.fence AND attempts.outcome = 'running'
@@ -53,8 +56,6 @@ CANCEL = text("""
 """)
 
 ATTEMPTS = text("SELECT * FROM attempts WHERE job_id = :job_id ORDER BY fence")
-
-COUNTS = text("SELECT tier, state, count(*) AS jobs FROM jobs GROUP BY tier, state")
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,6 @@ def attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
 def cancel(connection: Connection, ids: list[UUID]) -> list[UUID]:
     """Cancel those that live and give their ids; a call in flight is stopped by whoever makes it."""
     return [row.id for row in connection.execute(CANCEL, {"ids": [str(job_id) for job_id in ids]})]
-
-
-def counts(connection: Connection) -> dict[tuple[str, JobState], int]:
-    """Count jobs by tier and state."""
-    return {(row.tier, JobState(row.state)): row.jobs for row in connection.execute(COUNTS)}
 
 
 def _job(row: Any) -> Job:

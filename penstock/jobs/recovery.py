@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy import Connection, TextClause, text
 
 from penstock.errors import Reason
+from penstock.jobs.states import POISON_AFTER
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ EXPIRED_LEASES = text("""
         WHERE jobs.state = 'running' AND (workers.id IS NULL OR workers.lease_until <= now())
         LIMIT :most FOR UPDATE OF jobs SKIP LOCKED
     ), recovered AS (
-        UPDATE jobs SET crashes = crashes + 1, due_at = now(),
+        UPDATE jobs SET crashes = crashes + 1, due_at = now() + random() * crashes * interval '30 seconds',
             state = CASE WHEN crashes + 1 >= :poison THEN 'dead' ELSE 'retrying' END,
             ended_at = CASE WHEN crashes + 1 >= :poison THEN now() END,
             reason = CASE WHEN crashes + 1 >= :poison THEN 'poison' ELSE 'worker_lost' END,
@@ -49,12 +50,18 @@ PASSED_DEADLINES = text("""
     RETURNING id, tenant, reason, state
 """)
 
-FORGET_WORKERS = text("DELETE FROM workers WHERE lease_until < now() - interval '1 hour'")
+FORGET_WORKERS = text("""
+    DELETE FROM workers WHERE id IN (
+        SELECT id FROM workers WHERE lease_until < now() - interval '1 hour' FOR UPDATE SKIP LOCKED)
+""")
 
 
-def recover_expired(connection: Connection, *, poison_after: int, most: int = 1000) -> list[Recovered]:
-    """Take jobs from workers whose lease ran out; one that took `poison_after` workers with it is dead."""
-    return _recovered(connection, EXPIRED_LEASES, {"poison": poison_after, "most": most})
+def recover_expired(connection: Connection, *, most: int = 1000) -> list[Recovered]:
+    """Take jobs from workers whose lease ran out; one that took POISON_AFTER workers with it is dead.
+
+    After the second crash the jobs of a worker come back one by one, so that the one which kills takes few with it.
+    """
+    return _recovered(connection, EXPIRED_LEASES, {"poison": POISON_AFTER, "most": most})
 
 
 def bury_overdue(connection: Connection, *, most: int = 1000) -> list[Recovered]:

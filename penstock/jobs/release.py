@@ -36,7 +36,7 @@ STARTED = text("""
 
 RETRIES = text("""
     WITH due AS (
-        SELECT id FROM jobs WHERE state = 'retrying' AND tier = :tier AND due_at <= now()
+        SELECT id FROM jobs WHERE state = 'retrying' AND tier = :tier AND lane = :lane AND due_at <= now()
         ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED
     ), released AS (
         UPDATE jobs SET state = 'released', released_at = now() FROM due WHERE jobs.id = due.id RETURNING jobs.*
@@ -44,18 +44,29 @@ RETRIES = text("""
     SELECT * FROM released ORDER BY due_at
 """)
 
+# Bounded by :most whatever is queued: the tenants are found by skipping through the index, and only those that stand
+# first can hold the smallest start tags.
 FAIR = text("""
-    WITH virtual AS (
+    WITH RECURSIVE virtual AS (
         SELECT coalesce(max(served_tokens), 0) AS time FROM tenant_shares
         WHERE tier = :tier AND lane = :lane AND tenant = ''
+    ), waiting AS (
+        (SELECT tenant FROM jobs WHERE state = 'queued' AND tier = :tier AND lane = :lane ORDER BY tenant LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT jobs.tenant FROM jobs
+            WHERE state = 'queued' AND tier = :tier AND lane = :lane AND jobs.tenant > waiting.tenant
+            ORDER BY jobs.tenant LIMIT 1
+        ) FROM waiting WHERE waiting.tenant IS NOT NULL
     ), shares AS (
         SELECT waiting.tenant, greatest(coalesce(share.served_tokens, 0), virtual.time) AS stands_at
-        FROM (SELECT DISTINCT tenant FROM jobs WHERE state = 'queued' AND tier = :tier AND lane = :lane) AS waiting
-        CROSS JOIN virtual
+        FROM waiting CROSS JOIN virtual
         LEFT JOIN tenant_shares AS share
             ON share.tier = :tier AND share.lane = :lane AND share.tenant = waiting.tenant
+        WHERE waiting.tenant IS NOT NULL
+        ORDER BY stands_at, waiting.tenant LIMIT :most
     ), heads AS (
-        SELECT head.id, shares.tenant, head.estimated_tokens,
+        SELECT head.id, shares.tenant, head.created_at,
             shares.stands_at + sum(head.estimated_tokens) OVER
                 (PARTITION BY shares.tenant ORDER BY head.priority DESC, head.created_at, head.id)
                 - head.estimated_tokens AS start_tag
@@ -64,10 +75,13 @@ FAIR = text("""
             WHERE state = 'queued' AND tier = :tier AND lane = :lane AND tenant = shares.tenant AND due_at <= now()
             ORDER BY priority DESC, created_at, id LIMIT :most
         ) AS head
+    ), first AS MATERIALIZED (
+        SELECT id, start_tag, created_at FROM heads ORDER BY start_tag, created_at, id LIMIT 2 * :most
     ), chosen AS (
-        SELECT jobs.id, heads.start_tag FROM jobs JOIN heads ON heads.id = jobs.id
-        WHERE jobs.state = 'queued' ORDER BY heads.start_tag, jobs.created_at, jobs.id LIMIT :most
-        FOR UPDATE OF jobs SKIP LOCKED
+        SELECT locked.id, first.start_tag FROM first CROSS JOIN LATERAL (
+            SELECT id FROM jobs WHERE jobs.id = first.id AND jobs.state = 'queued' FOR UPDATE SKIP LOCKED
+        ) AS locked
+        ORDER BY first.start_tag, first.created_at, first.id LIMIT :most
     ), released AS (
         UPDATE jobs SET state = 'released', released_at = now() FROM chosen WHERE jobs.id = chosen.id
         RETURNING jobs.*, chosen.start_tag
@@ -85,16 +99,24 @@ FAIR = text("""
 LOST_DOORBELLS = text("""
     UPDATE jobs SET released_at = now()
     WHERE id IN (
-        SELECT id FROM jobs WHERE state = 'released' AND tier = :tier
+        SELECT id FROM jobs WHERE state = 'released' AND tier = :tier AND lane = :lane AND (attempts > 0) = :is_retry
             AND released_at < now() - make_interval(secs => :older_than_s)
         ORDER BY released_at LIMIT :most FOR UPDATE SKIP LOCKED)
     RETURNING *
 """)
 
 
-def released(connection: Connection, tier: str) -> int:
-    """Count the jobs of a tier whose message is out and that nobody has claimed."""
-    return sum(row.jobs for row in connection.execute(COUNT, {"tier": tier}))
+@dataclass(frozen=True)
+class Group:
+    """The released jobs of a lane that are, or are not, retries."""
+
+    lane: Lane
+    is_retry: bool
+
+
+def released(connection: Connection, tier: str) -> dict[Group, int]:
+    """Count the jobs of a tier whose message is out and that nobody has claimed; groups without any are missing."""
+    return {Group(Lane(row.lane), row.is_retry): row.jobs for row in connection.execute(COUNT, {"tier": tier})}
 
 
 def started(connection: Connection, tier: str, *, window_s: float) -> int:
@@ -102,9 +124,9 @@ def started(connection: Connection, tier: str, *, window_s: float) -> int:
     return int(connection.scalar(STARTED, {"tier": tier, "window_s": window_s}) or 0)
 
 
-def release_retries(connection: Connection, tier: str, *, most: int) -> list[Release]:
-    """Release due retries, the longest due first."""
-    return _releases(connection, RETRIES, {"tier": tier, "most": most})
+def release_retries(connection: Connection, tier: str, lane: Lane, *, most: int) -> list[Release]:
+    """Release due retries of a lane, the longest due first."""
+    return _releases(connection, RETRIES, {"tier": tier, "lane": lane.value, "most": most})
 
 
 def release_fairly(connection: Connection, tier: str, lane: Lane, *, most: int) -> list[Release]:
@@ -112,9 +134,10 @@ def release_fairly(connection: Connection, tier: str, lane: Lane, *, most: int) 
     return _releases(connection, FAIR, {"tier": tier, "lane": lane.value, "most": most})
 
 
-def release_again(connection: Connection, tier: str, *, older_than_s: float, most: int) -> list[Release]:
+def release_again(connection: Connection, tier: str, group: Group, *, older_than_s: float, most: int) -> list[Release]:
     """Pick released jobs whose message seems to be lost; a second message does no harm."""
-    return _releases(connection, LOST_DOORBELLS, {"tier": tier, "older_than_s": older_than_s, "most": most})
+    values = {"tier": tier, "lane": group.lane.value, "is_retry": group.is_retry}
+    return _releases(connection, LOST_DOORBELLS, values | {"older_than_s": older_than_s, "most": most})
 
 
 def _releases(connection: Connection, statement: TextClause, values: dict[str, object]) -> list[Release]:

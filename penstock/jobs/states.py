@@ -13,4 +13,5 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 """What may follow what. Dead letters are replayed to queued, or discarded to cancelled."""
 
-LIVE = tuple(state for state in JobState if not state.is_terminal)
+POISON_AFTER = 3
+"""Crashes after which a job is dead."""

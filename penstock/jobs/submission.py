@@ -59,15 +59,18 @@ INSERT = text("""
         SELECT given.*, coalesce(outstanding.jobs, 0)
             + row_number() OVER (PARTITION BY given.tenant, given.tier, given.lane ORDER BY position) AS nth
         FROM given LEFT JOIN outstanding USING (tenant, tier)
+    ), judged AS (
+        SELECT ranked.*, lane = 'interactive' AND nth <= :window AND NOT EXISTS (
+            SELECT 1 FROM jobs WHERE state = 'queued' AND tier = ranked.tier AND lane = 'interactive') AS at_once
+        FROM ranked
     ), made AS (
         INSERT INTO jobs (id, tenant, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline)
         SELECT id, tenant,
-            CASE WHEN lane = 'interactive' AND nth <= :window THEN 'released' ELSE 'queued' END,
-            CASE WHEN lane = 'interactive' AND nth <= :window THEN now() END,
+            CASE WHEN at_once THEN 'released' ELSE 'queued' END, CASE WHEN at_once THEN now() END,
             prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline
-        FROM ranked ORDER BY tenant, idempotency_key, position  -- one order for all: two submitters cannot deadlock
+        FROM judged ORDER BY tenant, idempotency_key, position  -- one order for all: two submitters cannot deadlock
         ON CONFLICT DO NOTHING
         RETURNING id, state, tier, lane
     ), stored AS (
@@ -91,7 +94,7 @@ def submit(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> li
     """Insert the jobs and say what stands for each, in order; a repeat of an idempotency key or id gets the first job.
 
     An interactive job is born released while its tenant has fewer than `window` jobs outstanding in the tier, where
-    those before it in `jobs` count, repeats too.
+    those before it in `jobs` count, repeats too, and while nobody waits: it passes no tenant that has to queue.
     Raises IdempotencyConflictError when a key or id was used before with other content, or an id by another tenant;
     the caller rolls back.
     """

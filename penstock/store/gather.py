@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from penstock.store.db import is_away
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
@@ -58,6 +60,12 @@ class Gatherer(Generic[Row, Answer]):
             self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._flush)
         return await future
 
+    async def drain(self) -> None:
+        """Write what waits, and return when nothing is being written any more."""
+        self._flush()
+        while self._flushes:
+            await asyncio.wait(set(self._flushes))
+
     def _flush(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -83,7 +91,7 @@ class Gatherer(Generic[Row, Answer]):
 
     async def _commit_apart(self, batch: list[tuple[Row, asyncio.Future[Answer]]], error: Exception) -> None:
         """Write the rows one by one, so that one that is refused does not take the others with it."""
-        if len(batch) == 1 or _is_away(error):
+        if len(batch) == 1 or is_away(error):
             _fail(batch, error)
             return
         for entry in batch:
@@ -99,7 +107,7 @@ class Gatherer(Generic[Row, Answer]):
                 async with self._engine.begin() as connection:
                     return await connection.run_sync(self._answered, rows)
             except (DBAPIError, PoolTimeoutError) as error:
-                if not _is_away(error) or loop.time() + pause_s > gives_up_at:
+                if not is_away(error) or loop.time() + pause_s > gives_up_at:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
@@ -115,10 +123,3 @@ def _fail(batch: list[tuple[Row, asyncio.Future[Answer]]], error: BaseException)
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
-
-
-def _is_away(error: Exception) -> bool:
-    """Tell a Postgres that cannot be reached, or is too busy, from one that refuses a statement."""
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    return isinstance(error, OperationalError | PoolTimeoutError)

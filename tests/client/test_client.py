@@ -149,9 +149,9 @@ def test_interactive_jobs_beyond_the_window_wait_as_rows(
     settings: Settings, engine: Engine, broker: redis.Redis
 ) -> None:
     with Client(changed(settings, interactive_window=2)) as client:
+        client.submit(**{**SMALL, "tenant": "other"})
         for _ in range(3):
             client.submit(**SMALL)
-        client.submit(**{**SMALL, "tenant": "other"})
         client.submit(**SMALL, tier="large")
     assert states(engine) == [("interactive", "queued", 1), ("interactive", "released", 4)]
     assert (broker.llen("small.interactive"), broker.llen("large.interactive")) == (3, 1)

@@ -101,7 +101,9 @@ def claim_again(engine: Engine, job_id: UUID, worker: str = "w1") -> ClaimedJob:
     """Release a retrying job of tier `small` and claim it."""
     start_worker(engine, worker)
     with engine.begin() as connection:
-        release.release_retries(connection, "small", most=100)
+        connection.execute(text("UPDATE jobs SET due_at = now() WHERE id = :id"), {"id": job_id})
+        for lane in Lane:
+            release.release_retries(connection, "small", lane, most=100)
     claimed = claim(engine, job_id, worker)
     assert claimed is not None
     return claimed

@@ -56,6 +56,7 @@ def test_a_live_worker_gets_all_that_an_attempt_needs(engine: Engine) -> None:
         created_at=stored["created_at"],
         started_at=stored["started_at"],
         waited_s=90.0,
+        ends_in_s=None,
         variables={"language": "English"},
         document="Once upon a time.",
     )

@@ -125,14 +125,3 @@ def test_a_cancellation_that_waits_for_a_success_comes_too_late(engine: Engine) 
             connection.commit()
     assert cancelled.result() == []
     assert rows.history(engine, job.id) == [(1, "w1", "succeeded", None)]
-
-
-def test_jobs_are_counted_by_tier_and_state(engine: Engine) -> None:
-    rows.submit(engine, rows.new_job(), rows.new_job(), rows.new_job(tier="large"))
-    rows.dead_job(engine)
-    with engine.begin() as connection:
-        assert queries.counts(connection) == {
-            ("small", JobState.RELEASED): 2,
-            ("large", JobState.RELEASED): 1,
-            ("small", JobState.DEAD): 1,
-        }

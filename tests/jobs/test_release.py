@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, text
 
 from penstock.jobs import release
-from penstock.jobs.release import Release
+from penstock.jobs.release import Group, Release
 from penstock.jobs.submission import NewJob
 from penstock.schemas import Lane
 from tests.jobs import rows
 
+NEW = Group(Lane.INTERACTIVE, is_retry=False)
 SIZES = {"tiny": 500, "small": 1_500, "middle": 3_000, "large": 10_000}
 
 
@@ -33,14 +34,14 @@ def fair(engine: Engine, most: int, lane: Lane = Lane.BATCH, tier: str = "small"
         return release.release_fairly(connection, tier, lane, most=most)
 
 
-def retries(engine: Engine, most: int = 100, tier: str = "small") -> list[Release]:
+def retries(engine: Engine, most: int = 100, tier: str = "small", lane: Lane = Lane.BATCH) -> list[Release]:
     with engine.begin() as connection:
-        return release.release_retries(connection, tier, most=most)
+        return release.release_retries(connection, tier, lane, most=most)
 
 
 def again(engine: Engine, most: int = 100, older_than_s: float = 5.0) -> list[Release]:
     with engine.begin() as connection:
-        return release.release_again(connection, "small", older_than_s=older_than_s, most=most)
+        return release.release_again(connection, "small", NEW, older_than_s=older_than_s, most=most)
 
 
 def released_tokens(engine: Engine) -> Counter[str]:
@@ -276,8 +277,8 @@ def test_two_feeders_at_once_share_the_retries(engine: Engine) -> None:
     rows.submit(engine, *queued(6))
     rows.execute(engine, "UPDATE jobs SET state = 'retrying', due_at = now() - interval '1 minute'")
     with engine.connect() as first, engine.connect() as second:
-        some = release.release_retries(first, "small", most=4)
-        rest = release.release_retries(second, "small", most=9)
+        some = release.release_retries(first, "small", Lane.BATCH, most=4)
+        rest = release.release_retries(second, "small", Lane.BATCH, most=9)
         second.commit()
         first.commit()
     assert (len(some), len(rest)) == (4, 2)
@@ -312,8 +313,8 @@ def test_two_feeders_at_once_send_a_lost_message_again_once(engine: Engine) -> N
     rows.submit(engine, *[rows.new_job() for _ in range(6)])
     rows.execute(engine, "UPDATE jobs SET released_at = now() - interval '1 minute'")
     with engine.connect() as first, engine.connect() as second:
-        some = release.release_again(first, "small", older_than_s=5, most=4)
-        rest = release.release_again(second, "small", older_than_s=5, most=9)
+        some = release.release_again(first, "small", NEW, older_than_s=5, most=4)
+        rest = release.release_again(second, "small", NEW, older_than_s=5, most=9)
         second.commit()
         first.commit()
     assert len({found.job_id for found in some}) + len({found.job_id for found in rest}) == 6
@@ -326,7 +327,7 @@ def test_released_and_started_jobs_are_counted_by_tier(engine: Engine) -> None:
     rows.submit(engine, rows.new_job(), rows.new_job(), rows.new_job(tier="large"), *queued())
     rows.execute(engine, "UPDATE jobs SET started_at = now() - interval '1 hour' WHERE id = :id", id=old.id)
     with engine.begin() as connection:
-        assert release.released(connection, "small") == 2
-        assert release.released(connection, "large") == 1
+        assert release.released(connection, "small") == {NEW: 2}
+        assert release.released(connection, "large") == {NEW: 1}
         assert release.started(connection, "small", window_s=60) == 1
         assert release.started(connection, "large", window_s=60) == 0

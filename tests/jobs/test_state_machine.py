@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, text
 from penstock.errors import Reason
 from penstock.jobs import dead_letters, execution, leases, queries, recovery, release, submission
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
+from penstock.jobs.release import Group
 from penstock.jobs.states import TRANSITIONS
 from penstock.schemas import JobState, Lane
 from tests.jobs import rows
@@ -87,8 +88,17 @@ class JobLife(RuleBasedStateMachine):
     @rule(most=st.integers(1, MOST_JOBS))
     def feed(self, most: int) -> None:
         with self.engine.begin() as connection:
-            again = release.release_again(connection, "small", older_than_s=-1, most=most)
-            retries = release.release_retries(connection, "small", most=most)
+            again = [
+                found
+                for lane in Lane
+                for is_retry in (False, True)
+                for found in release.release_again(
+                    connection, "small", Group(lane, is_retry), older_than_s=-1, most=most
+                )
+            ]
+            retries = [
+                found for lane in Lane for found in release.release_retries(connection, "small", lane, most=most)
+            ]
             new = [found for lane in Lane for found in release.release_fairly(connection, "small", lane, most=most)]
         assert {self.row(found.job_id)["state"] for found in again} <= {"released"}
         assert {self.row(found.job_id)["state"] for found in retries} <= {"retrying"}
@@ -151,7 +161,7 @@ class JobLife(RuleBasedStateMachine):
     def crash(self, worker: str) -> None:
         rows.expire_lease(self.engine, worker)
         with self.engine.begin() as connection:
-            recovered = recovery.recover_expired(connection, poison_after=3)
+            recovered = recovery.recover_expired(connection)
         mine = {job_id for job_id, row in self.seen.items() if (row["state"], row["worker"]) == ("running", worker)}
         assert {each.job_id for each in recovered} == mine
         assert {each.job_id for each in recovered if each.dead} == {i for i in mine if self.seen[i]["crashes"] == 2}
@@ -170,7 +180,7 @@ class JobLife(RuleBasedStateMachine):
         runs = {(run.id, run.fence): run for run in self.runs if run.worker == worker}
         with self.engine.begin() as connection:
             lost = leases.lost(connection, list(runs))
-        assert Counter(lost) == Counter(run.id for run in runs.values() if not self.owns(run))
+        assert Counter(lost) == Counter(key for key, run in runs.items() if not self.owns(run))
 
     @rule(number=picks)
     def pass_deadline(self, number: int) -> None:

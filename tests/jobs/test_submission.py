@@ -96,7 +96,14 @@ def test_released_and_running_jobs_fill_the_window_and_ended_ones_do_not(engine:
     assert accept(engine, rows.new_job(), window=2)[0].state is JobState.RELEASED
     assert accept(engine, rows.new_job(), window=2)[0].state is JobState.QUEUED
     rows.finish(engine, rows.success(job))
+    rows.execute(engine, "DELETE FROM jobs WHERE state = 'queued'")
     assert accept(engine, rows.new_job(), window=2)[0].state is JobState.RELEASED
+
+
+def test_no_tenant_passes_another_that_has_to_queue(engine: Engine) -> None:
+    accept(engine, rows.new_job(), rows.new_job(), window=1)
+    assert accept(engine, rows.new_job(tenant="other"), window=1)[0].state is JobState.QUEUED
+    assert accept(engine, rows.new_job(tenant="other", tier="large"), window=1)[0].state is JobState.RELEASED
 
 
 def test_batch_jobs_are_never_released_at_the_door_and_take_nothing_of_the_window(engine: Engine) -> None:

@@ -155,14 +155,14 @@ def test_a_broker_that_is_away_is_one_kind_of_error_whatever_was_asked_of_it(tmp
     bell = Doorbell(f"redis+socket://{server.socket_path}")
     letter = DeadLetter(uuid4(), "acme", "small", "batch", "poison", 3)
     bell.announce([letter])
-    assert bell.waiting(["dead_letter"]) == 1
+    assert bell.waiting("dead_letter") == 1
     server.kill()
     with pytest.raises(BROKER_ERRORS):
-        bell.waiting(["dead_letter"])
+        bell.waiting("dead_letter")
     with pytest.raises(BROKER_ERRORS):
         bell.announce([letter])
     bell.revoke([letter.job_id])
     server.start()
-    assert bell.waiting(["dead_letter"]) == 1
+    assert bell.waiting("dead_letter") == 1
     server.stop()
     bell.close()
