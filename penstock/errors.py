@@ -47,7 +47,7 @@ class PenstockError(Exception):
 
 
 class InvalidRequestError(PenstockError):
-    """A request was refused at the door: nothing was spent and no row was left."""
+    """A request was refused at the door, and nothing was spent or changed."""
 
     def __init__(self, field: str, reason: str, cure: str) -> None:
         """Name the field that is wrong, why it is, and what the caller can do."""

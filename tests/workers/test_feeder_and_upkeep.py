@@ -166,3 +166,53 @@ def test_a_broker_that_is_away_is_one_kind_of_error_whatever_was_asked_of_it(tmp
     assert bell.waiting("dead_letter") == 1
     server.stop()
     bell.close()
+
+
+def test_a_batch_in_the_broker_takes_no_room_of_an_interactive_job(
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+) -> None:
+    submit(client, 100)
+    feed(engine, doorbell, "small")
+    (job_id,) = submit(client, 1, lane="interactive")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'queued', released_at = NULL WHERE id = :id"), {"id": job_id})
+    broker.delete("small.interactive")
+    assert feed(engine, doorbell, "small") == 1
+    assert broker.llen("small.interactive") == 1
+
+
+def test_due_retries_of_a_batch_do_not_starve_an_interactive_job(
+    client: Client, engine: Engine, doorbell: Doorbell
+) -> None:
+    submit(client, 3 * LEAST_RELEASED)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'retrying', attempts = 1, due_at = now()"))
+    (job_id,) = submit(client, 1, lane="interactive")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'queued' WHERE id = :id"), {"id": job_id})
+    assert feed(engine, doorbell, "small") == LEAST_RELEASED + 1
+    assert client.get(job_id).state == "released"
+
+
+def test_stale_messages_of_one_queue_do_not_hide_a_lost_one_of_another(
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+) -> None:
+    client.cancel(*submit(client, 10))
+    (job_id,) = submit(client, 1, lane="interactive")
+    for _ in range(10):
+        broker.lpush("small.batch", "{}")
+    broker.delete("small.interactive")
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE jobs SET released_at = now() - interval '1 minute' WHERE id = :id"), {"id": job_id}
+        )
+    assert mend(engine, doorbell, "small") == 1
+
+
+def test_an_outage_is_not_the_death_of_every_worker(client: Client, engine: Engine, doorbell: Doorbell) -> None:
+    (job_id,) = submit(client, 1)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'running', fence = 1, worker = 'lapsed'"))
+    assert sweep(engine, doorbell, recover=False).recovered == 0
+    assert client.get(job_id).state == "running"
+    assert sweep(engine, doorbell).recovered == 1
