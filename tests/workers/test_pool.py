@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from workers.pool import AsyncioPool
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 15.0
+PATTERNS = 2
 NOTES_DB = 15
 
 
@@ -114,25 +115,21 @@ class Worker:
     @contextmanager
     def watched(self) -> Generator[None, None, None]:
         """Note the events of every task, in a thread."""
-        stopped = threading.Event()
 
         def note(event: dict[str, Any]) -> None:
             if event["type"].startswith("task-") and event["type"] not in {"task-received", "task-started"}:
                 self.events[event["uuid"]].append(event["type"])
 
-        def capture() -> None:
-            with self.app.connection_for_read() as connection:
-                receiver = self.app.events.Receiver(connection, handlers={"*": note})
-                while not stopped.is_set():
-                    with suppress(TimeoutError):
-                        receiver.capture(limit=None, timeout=0.5, wakeup=False)
-
-        thread = threading.Thread(target=capture)
+        # One subscription for the whole time: an event between two would be lost.
+        connection = self.app.connection_for_read()
+        receiver = self.app.events.Receiver(connection, handlers={"*": note})
+        thread = threading.Thread(target=receiver.capture, kwargs={"limit": None, "timeout": None, "wakeup": False})
         thread.start()
-        until(self.broker.pubsub_numpat, "the receiver listens")
+        until(lambda: self.broker.pubsub_numpat() >= PATTERNS, "the receiver listens beside the worker's mailbox")
         yield
-        stopped.set()
+        receiver.should_stop = True
         thread.join()
+        connection.release()
 
     def ends(self, result: AsyncResult) -> list[str]:
         """Give the events that ended a task, when no later one can come: its message is gone."""
