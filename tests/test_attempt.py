@@ -214,18 +214,20 @@ def test_an_answer_that_is_being_written_when_the_run_is_stopped_is_kept(rooms: 
 
     async def stop_while_settling(house: House) -> None:
         settle = house.journal.settle
-        asked = asyncio.Event()
+        asked, may_write = asyncio.Event(), asyncio.Event()
 
-        class Slow:
+        class Held:
             async def add(self, settlement: Settlement) -> None:
                 asked.set()
-                await asyncio.sleep(0.3)
+                await may_write.wait()
                 await settle.add(settlement)
 
-        house.journal.settle = Slow()  # type: ignore[assignment]
+        house.journal.settle = Held()  # type: ignore[assignment]
         running = asyncio.create_task(run(house, job_id))
         await asked.wait()
         running.cancel()
+        await asyncio.sleep(0)
+        may_write.set()
         with pytest.raises(asyncio.CancelledError):
             await running
         house.journal.settle = settle

@@ -80,8 +80,9 @@ async def _beat(house: House) -> None:
 
 
 async def close(house: House, beating: Any) -> None:
-    """End the lease, so that nobody waits for it to run out, and give the connections back."""
+    """Write what was begun, end the lease so that nobody waits for it to run out, and give the connections back."""
     beating.cancel()
+    await house.journal.drain()
     async with house.engine.begin() as connection:
         await connection.run_sync(partial(leases.retire, worker=house.worker))
     await house.close()

@@ -1,6 +1,7 @@
 """The Federal Register set: 209 real documents, to be submitted as one batch."""
 
 import json
+import os
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,10 @@ from tests.conftest import ROOT
 DOCUMENTS = ROOT.parent / "shared" / "data" / "federal_register.jsonl"
 TIMEOUT_S = 100
 
-needs_documents = pytest.mark.skipif(not DOCUMENTS.exists(), reason="the shared documents are not beside this checkout")
+# Skipped on a laptop that lacks them; in CI their absence is a failure.
+needs_documents = pytest.mark.skipif(
+    not DOCUMENTS.exists() and "CI" not in os.environ, reason="the shared documents are not beside this checkout"
+)
 
 
 def submit_all(client: Client) -> list[UUID]:
