@@ -8,17 +8,20 @@ from datetime import timedelta
 from uuid import UUID
 
 from penstock import ai, telemetry
+from penstock.degradation import can_degrade, summarise_without_model
 from penstock.errors import (
     ConfigurationError,
     FencedError,
     InvalidRequestError,
+    NotAdmittedError,
     OutputInvalidError,
     ProviderError,
     Reason,
 )
 from penstock.house import House
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
-from penstock.retry import Bury, Failure, decide
+from penstock.retry import TREATMENTS, Bury, Failure, decide
+from penstock.schemas import OnUnavailable
 
 DEPLOYMENT_S = 30.0
 """How long a job waits when this worker lacks its prompt or tier: another one may have them, or soon will."""
@@ -69,20 +72,22 @@ async def _work(  # noqa: PLR0911 - a line a verdict
     """Ask the model and say how the attempt should end, with what it cost."""
     try:
         completion = await ai.complete(house, _request(job))
+    except NotAdmittedError as error:
+        return await _not_admitted(house, job, error), 0
     except ProviderError as error:
-        return _failed(house, job, error.reason, str(error), error.retry_after_s), 0
+        return await _failed(house, job, error.reason, str(error), error.retry_after_s), 0
     except OutputInvalidError as error:
-        return _failed(house, job, Reason.OUTPUT_INVALID, str(error)), 0
+        return await _failed(house, job, Reason.OUTPUT_INVALID, str(error)), 0
     except (ConfigurationError, InvalidRequestError) as error:
         waits = Ending(job.id, job.fence, Outcome.RETRIED, Reason.INTERNAL, str(error), delay_s=DEPLOYMENT_S)
         return waits, 0
     except FencedError as error:
         return Ending(job.id, job.fence, Outcome.HANDED_BACK, detail=str(error)), 0
     except time_limits as error:
-        return _failed(house, job, Reason.TIME_LIMIT, type(error).__name__), 0
+        return await _failed(house, job, Reason.TIME_LIMIT, type(error).__name__), 0
     except Exception as error:  # noqa: BLE001 - the job must end in a state, whatever a room raised
         telemetry.failed(error)
-        return _failed(house, job, Reason.INTERNAL, type(error).__name__), 0
+        return await _failed(house, job, Reason.INTERNAL, type(error).__name__), 0
     ending = Ending(
         job.id,
         job.fence,
@@ -90,6 +95,7 @@ async def _work(  # noqa: PLR0911 - a line a verdict
         result=completion.text,
         model_asked=completion.model_asked,
         model_served=completion.model_served,
+        used_tokens=completion.usage.total_tokens,
     )
     return ending, completion.cost_nanodollars
 
@@ -106,12 +112,34 @@ def _request(job: ClaimedJob) -> ai.CompletionRequest:
         prompt=job.prompt,
         variables=job.variables,
         document=job.document,
-        model=job.tier,
-        context=ai.CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, deadline=job.deadline),
+        lane=job.lane,
+        context=ai.CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, tier=job.tier, deadline=job.deadline),
     )
 
 
-def _failed(house: House, job: ClaimedJob, reason: Reason, detail: str, retry_after_s: float | None = None) -> Ending:
+async def _not_admitted(house: House, job: ClaimedJob, error: NotAdmittedError) -> Ending:
+    """Put the job back to where it was, due when it may be admitted; or take the way that it accepts instead."""
+    gives_up = error.reason is Reason.UNAVAILABLE and job.on_unavailable is not OnUnavailable.WAIT
+    if error.wait_s is None or gives_up:
+        return await _bury(house, job, error.reason, error.detail)
+    delay_s = error.wait_s * (1 + random.random() / 10)  # noqa: S311 - jitter, not a secret
+    if job.deadline is not None and house.clock.now() + timedelta(seconds=delay_s) >= job.deadline:
+        return await _bury(house, job, Reason.DEADLINE, f"its deadline passes before it can be admitted: {error}")
+    return Ending(job.id, job.fence, Outcome.DEFERRED, error.reason, error.detail, delay_s=delay_s)
+
+
+async def _bury(house: House, job: ClaimedJob, reason: Reason, detail: str, *, failed: bool = False) -> Ending:
+    """End the job dead, or with a summary without a model where it accepts one and the reason is not its own."""
+    if TREATMENTS[reason].degrades and can_degrade(house, job):
+        telemetry.emit("job.degraded", reason=reason, detail=detail)
+        text = await summarise_without_model(job)
+        return Ending(job.id, job.fence, Outcome.SUCCEEDED, reason, detail, result=text, degraded=True)
+    return Ending(job.id, job.fence, Outcome.DEAD, reason=reason, detail=detail, failed=failed)
+
+
+async def _failed(
+    house: House, job: ClaimedJob, reason: Reason, detail: str, retry_after_s: float | None = None
+) -> Ending:
     failure = Failure(
         reason=reason,
         failures=job.failures,
@@ -122,7 +150,7 @@ def _failed(house: House, job: ClaimedJob, reason: Reason, detail: str, retry_af
     )
     verdict = decide(failure, house.backoff, random.random())  # noqa: S311 - jitter, not a secret
     if isinstance(verdict, Bury):
-        return Ending(job.id, job.fence, Outcome.DEAD, reason=verdict.reason, detail=detail, failed=True)
+        return await _bury(house, job, verdict.reason, detail, failed=True)
     return Ending(
         job.id, job.fence, Outcome.RETRIED, reason=reason, detail=detail, delay_s=verdict.delay_s, failed=verdict.counts
     )
@@ -158,5 +186,7 @@ def _tell(house: House, job: ClaimedJob, ending: Ending, cost_nanodollars: int) 
             telemetry.emit("job.retrying", reason=ending.reason, detail=ending.detail, delay_s=round(ending.delay_s, 3))
         case Outcome.DEAD:
             telemetry.emit("job.dead", reason=ending.reason, detail=ending.detail)
+        case Outcome.DEFERRED:
+            telemetry.emit("job.deferred", reason=ending.reason, detail=ending.detail, delay_s=round(ending.delay_s, 3))
         case Outcome.HANDED_BACK:
             telemetry.emit("job.handed_back")

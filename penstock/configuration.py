@@ -19,13 +19,18 @@ def read_configuration(settings: Settings) -> tuple[Catalogue, PriceList, Prompt
     for name in catalogue.deployment_names:
         prices.require(name)
     for prompt in prompts:
-        _require_tier(catalogue, prompt, settings)
+        _require_tiers(catalogue, prompt, settings)
     return catalogue, prices, prompts
 
 
-def _require_tier(catalogue: Catalogue, prompt: Prompt, settings: Settings) -> None:
-    try:
-        catalogue.tier(prompt.default_tier)
-    except InvalidRequestError as error:
-        manifest = settings.prompts / prompt.reference.id / prompt.reference.version / "prompt.toml"
-        raise ConfigurationError(str(manifest), "key 'default_tier'", error.reason, error.cure) from error
+def _require_tiers(catalogue: Catalogue, prompt: Prompt, settings: Settings) -> None:
+    named = [
+        ("default_tier", prompt.default_tier),
+        *(("fallback_tiers", name) for name in prompt.manifest.fallback_tiers),
+    ]
+    for key, tier in named:
+        try:
+            catalogue.tier(tier)
+        except InvalidRequestError as error:
+            manifest = settings.prompts / prompt.reference.id / prompt.reference.version / "prompt.toml"
+            raise ConfigurationError(str(manifest), f"key {key!r}", error.reason, error.cure) from error

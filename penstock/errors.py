@@ -6,6 +6,7 @@ PenstockError
 │   └── IdempotencyConflictError   the key was used before, for something else
 ├── ConfigurationError         the operator's fault: which file, which line or key, what to do
 ├── ProviderError              the provider's fault or verdict, with its reason class
+├── NotAdmittedError           no deployment may be called now: why, and how long to wait
 ├── OutputInvalidError         the model answered, and the answer breaks the prompt's output schema
 ├── StoreError                Postgres refused a statement, or was away for too long
 ├── FencedError                another run owns the job now; what this one did must not count
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from penstock.reasons import Reason
 
 if TYPE_CHECKING:
-    from penstock.schemas import Usage  # pydantic, which a parser's child process does not need
+    from penstock.schemas import ReportedLimits, Usage  # pydantic, which a parser's child process does not need
 
 __all__ = [
     "ConfigurationError",
@@ -33,6 +34,7 @@ __all__ = [
     "JobDeadError",
     "JobError",
     "JobNotFoundError",
+    "NotAdmittedError",
     "OutputInvalidError",
     "PenstockError",
     "ProviderError",
@@ -105,8 +107,9 @@ class ProviderError(PenstockError):
         retry_after_s: float | None = None,
         sent: bool = True,
         usage: "Usage | None" = None,
+        limits: "ReportedLimits" = (),
     ) -> None:
-        """Give the reason class, a short detail for people, what the provider said about waiting, what it will bill."""
+        """Give the reason class, a short detail for people, and what the provider said: of waiting, bill and limits."""
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
@@ -114,11 +117,30 @@ class ProviderError(PenstockError):
         self.retry_after_s = retry_after_s
         self.sent = sent
         self.usage = usage
+        self.limits = limits
 
     def __str__(self) -> str:
         """Say it in one line."""
         status = f" (HTTP {self.status})" if self.status else ""
         return f"{self.reason}{status}: {self.detail}"
+
+
+class NotAdmittedError(PenstockError):
+    """No deployment may be called now: `limited`, `unavailable`, `limiter_away`, or `too_large` for ever.
+
+    Nothing was sent or spent. `wait_s` is when to ask again; None when no waiting helps.
+    """
+
+    def __init__(self, reason: Reason, detail: str, wait_s: float | None) -> None:
+        """Give the reason class, what lacks in words for people, and how long it will."""
+        super().__init__(reason, detail, wait_s)
+        self.reason = reason
+        self.detail = detail
+        self.wait_s = wait_s
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"{self.reason}: {self.detail}"
 
 
 class OutputInvalidError(PenstockError):

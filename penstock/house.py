@@ -5,10 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock.clock import Clock, SystemClock
 from penstock.configuration import read_configuration
+from penstock.gates.breaker import Breaker, BreakerSettings
+from penstock.gates.estimates import Estimates
+from penstock.gates.limiter import Limiter
+from penstock.gates.local import LocalShare
+from penstock.gates.scripts import AsyncScripts
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, claim, finish
 from penstock.money.ledger import Intent, JournaledAnswer, Settlement, intend, recall, settle
 from penstock.money.prices import PriceList
@@ -19,6 +25,8 @@ from penstock.routing import Catalogue
 from penstock.settings import Settings
 from penstock.store.db import async_engine
 from penstock.store.gather import Gatherer
+from penstock.store.redis import async_redis
+from penstock.tenants import Tenants
 
 Run = tuple[UUID, int]
 """A job and the fence of one of its runs."""
@@ -30,6 +38,8 @@ class Running:
 
     runs: dict[Run, "asyncio.Task[object]"] = field(default_factory=dict)
     lost: set[Run] = field(default_factory=set)
+    processes: int = 1
+    """How many workers live, this one among them, as of the last heartbeat."""
 
     def enter(self, job: ClaimedJob) -> None:
         """Note that the current asyncio task runs `job`."""
@@ -68,13 +78,36 @@ class Journal:
 
 
 @dataclass(frozen=True)
+class Gates:
+    """What every call has to pass, shared with all other processes through Redis, and what does in its place."""
+
+    redis: Redis
+    limiter: Limiter
+    breaker: Breaker
+    estimates: Estimates
+    local: LocalShare
+
+    @classmethod
+    def open(cls, url: str, clock: Clock) -> "Gates":
+        """Connect when the first call comes."""
+        redis = async_redis(url)
+        scripts = AsyncScripts(redis)
+        return cls(
+            redis, Limiter(scripts), Breaker(scripts, BreakerSettings()), Estimates(scripts, clock), LocalShare(clock)
+        )
+
+
+@dataclass(frozen=True)
 class House:
     """The rooms, furnished: what `ai.complete` and `attempt.run` work with."""
 
     settings: Settings
     worker: str
+    tier: str
     engine: AsyncEngine
     journal: Journal
+    gates: Gates
+    tenants: Tenants
     catalogue: Catalogue
     prices: PriceList
     prompts: PromptLibrary
@@ -87,21 +120,26 @@ class House:
         """Write what is still to be written, and give connections back."""
         await self.journal.drain()
         await self.provider.close()
+        await self.gates.redis.aclose()
         await self.engine.dispose()
 
 
-def build_house(settings: Settings, provider: Provider, worker: str) -> House:
-    """Read every configuration file and connect; raise ConfigurationError."""
+def build_house(settings: Settings, provider: Provider, worker: str, tier: str = "") -> House:
+    """Furnish a house for a worker of a tier. Read every configuration file and connect; raise ConfigurationError."""
     catalogue, prices, prompts = read_configuration(settings)
     engine = async_engine(settings.require_database_url())
+    clock = SystemClock()
     return House(
         settings=settings,
         worker=worker,
+        tier=tier,
         engine=engine,
         journal=Journal(engine),
+        gates=Gates.open(settings.require_redis_url(), clock),
+        tenants=Tenants.load(settings.config),
         catalogue=catalogue,
         prices=prices,
         prompts=prompts,
         provider=provider,
-        clock=SystemClock(),
+        clock=clock,
     )

@@ -67,6 +67,7 @@ class Intake:
             idempotency_key=request.idempotency_key,
             content_digest=_digest(request, document),
             deadline=request.deadline,
+            on_unavailable=request.on_unavailable,
         )
 
 
@@ -102,6 +103,7 @@ def _cure(field: str) -> str:
         "lane": "use 'interactive' or 'batch'",
         "priority": "use a whole number from 0 to 9, where 9 goes first",
         "deadline": "use an ISO 8601 time with its UTC offset",
+        "on_unavailable": "use 'wait', 'degrade' or 'fail'",
         "prompt": "give the id of a prompt",
         "document": "give text, bytes with their media_type, or a pathlib.Path",
         "variables": "use strings, without NUL, for names and values",

@@ -19,28 +19,53 @@ class Kind(StrEnum):
     THROTTLED = "throttled"
 
 
-KINDS: dict[Reason, Kind] = {
-    Reason.THROTTLED: Kind.THROTTLED,
-    Reason.OVERLOADED: Kind.TRANSIENT,
-    Reason.SERVER_ERROR: Kind.TRANSIENT,
-    Reason.TIMEOUT: Kind.TRANSIENT,
-    Reason.CONNECTION: Kind.TRANSIENT,
-    Reason.MALFORMED_ANSWER: Kind.TRANSIENT,
-    Reason.OUTPUT_INVALID: Kind.TRANSIENT,
-    Reason.OUTPUT_TRUNCATED: Kind.PERMANENT,
-    Reason.BAD_REQUEST: Kind.PERMANENT,
-    Reason.CONTEXT_LENGTH: Kind.PERMANENT,
-    Reason.CONTENT_POLICY: Kind.PERMANENT,
-    Reason.AUTHENTICATION: Kind.PERMANENT,
-    Reason.MODEL_NOT_FOUND: Kind.PERMANENT,
-    Reason.QUOTA_EXHAUSTED: Kind.PERMANENT,
-    Reason.INVALID: Kind.PERMANENT,
-    Reason.DEADLINE: Kind.PERMANENT,
-    Reason.POISON: Kind.PERMANENT,
-    Reason.WORKER_LOST: Kind.TRANSIENT,
-    Reason.TIME_LIMIT: Kind.TRANSIENT,
-    Reason.INTERNAL: Kind.TRANSIENT,
+@dataclass(frozen=True)
+class Treatment:
+    """What follows a reason.
+
+    `elsewhere`: another deployment is asked at once, since it may do better. `trips`: it says something about the
+    deployment, and counts for its breaker. `degrades`: a job that accepts it gets a summary without a model in place of
+    its death.
+    """
+
+    kind: Kind
+    elsewhere: bool = False
+    trips: bool = False
+    degrades: bool = False
+
+
+ILL = Treatment(Kind.TRANSIENT, elsewhere=True, trips=True, degrades=True)
+OURS = Treatment(Kind.TRANSIENT)
+THEIRS = Treatment(Kind.PERMANENT)
+ACCOUNT = Treatment(Kind.PERMANENT, elsewhere=True, degrades=True)
+
+TREATMENTS: dict[Reason, Treatment] = {
+    Reason.THROTTLED: Treatment(Kind.THROTTLED, elsewhere=True),
+    Reason.OVERLOADED: ILL,
+    Reason.SERVER_ERROR: ILL,
+    Reason.TIMEOUT: ILL,
+    Reason.CONNECTION: ILL,
+    Reason.MALFORMED_ANSWER: Treatment(Kind.TRANSIENT, elsewhere=True, degrades=True),
+    Reason.OUTPUT_INVALID: Treatment(Kind.TRANSIENT, degrades=True),
+    Reason.OUTPUT_TRUNCATED: THEIRS,
+    Reason.BAD_REQUEST: THEIRS,
+    Reason.CONTEXT_LENGTH: Treatment(Kind.PERMANENT, elsewhere=True, degrades=True),
+    Reason.CONTENT_POLICY: THEIRS,
+    Reason.AUTHENTICATION: ACCOUNT,
+    Reason.MODEL_NOT_FOUND: ACCOUNT,
+    Reason.QUOTA_EXHAUSTED: ACCOUNT,
+    Reason.LIMITED: Treatment(Kind.THROTTLED),
+    Reason.LIMITER_AWAY: Treatment(Kind.THROTTLED),
+    Reason.UNAVAILABLE: Treatment(Kind.PERMANENT, degrades=True),
+    Reason.TOO_LARGE: Treatment(Kind.PERMANENT, degrades=True),
+    Reason.INVALID: THEIRS,
+    Reason.DEADLINE: Treatment(Kind.PERMANENT, degrades=True),
+    Reason.POISON: THEIRS,
+    Reason.WORKER_LOST: OURS,
+    Reason.TIME_LIMIT: OURS,
+    Reason.INTERNAL: OURS,
 }
+"""The one table from what went wrong to what happens next; docs/failures.md says it in words."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +111,7 @@ def decide(failure: Failure, backoff: Backoff, jitter: float) -> RetryAfter | Bu
     A wait that the provider asked for is kept, up to `longest_asked_s`, and spread by up to a tenth so that all do not
     come back at once. A retry that could not begin before the deadline is a death with the reason `deadline`.
     """
-    kind = KINDS[failure.reason]
+    kind = TREATMENTS[failure.reason].kind
     if kind is Kind.PERMANENT:
         return Bury(failure.reason)
     counts = kind is Kind.TRANSIENT

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from penstock.errors import ConfigurationError, InvalidRequestError
 from penstock.providers.base import Deployment
+from penstock.providers.quota import Quota, QuotaEntry
 from penstock.schemas import Frozen
 from penstock.settings import Seconds, read_secret, read_toml
 
@@ -46,12 +47,14 @@ class ModelEntry(Frozen):
     api_key_env: str | None = None
     context_window: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
+    quota: str | None = Field(default=None, description="the pool that its calls are taken from; others may share it")
 
 
 class ModelFile(Frozen):
     """The shape of models.toml."""
 
     models: dict[str, ModelEntry] = Field(min_length=1)
+    quotas: dict[str, QuotaEntry] = Field(default_factory=dict)
 
 
 class Catalogue:
@@ -69,11 +72,15 @@ class Catalogue:
         return cls({name: Tier(name=name, **entry.model_dump()) for name, entry in entries.items()}, {})
 
     @classmethod
-    def load(cls, folder: Path) -> "Catalogue":
-        """Read tiers.toml and models.toml; raise ConfigurationError for what does not hold together."""
+    def load(cls, folder: Path, *, with_keys: bool = True) -> "Catalogue":
+        """Read tiers.toml and models.toml; raise ConfigurationError for what does not hold together.
+
+        Without keys the deployments cannot be called: it is for those who only need to know their quotas.
+        """
         tiers = cls.load_tiers(folder)._tiers  # noqa: SLF001 - its own class
         path = folder / "models.toml"
-        entries = read_toml(path, ModelFile).models
+        file = read_toml(path, ModelFile)
+        entries = file.models
         for tier in tiers.values():
             for name in tier.deployments:
                 if name not in entries:
@@ -84,7 +91,14 @@ class Catalogue:
                         f"use one of {sorted(entries)}, or add it there",
                     )
         used = sorted({name for tier in tiers.values() for name in tier.deployments})
-        return cls(tiers, {name: _deployment(path, name, entries[name]) for name in used})
+        quotas = {name: Quota(name=name, **entry.model_dump()) for name, entry in file.quotas.items()}
+        return cls(
+            tiers,
+            {
+                name: _deployment(path, name, entries[name], _quota(path, name, entries[name], quotas), keys=with_keys)
+                for name in used
+            },
+        )
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -104,30 +118,44 @@ class Catalogue:
             )
         return self._tiers[name]
 
-    def choose(self, tier: str, tokens: int) -> Deployment:
-        """Choose the preferred deployment whose context window holds an estimate of `tokens`, or else the largest.
+    def fitting(self, tier: str, tokens: int) -> tuple[Deployment, ...]:
+        """Give the deployments whose context window holds an estimate of `tokens`, the preferred first.
 
-        An estimate refuses nothing: where none seems large enough, the provider is the judge.
+        An estimate refuses nothing: where none seems large enough, the largest is given, and the provider is the judge.
         """
         deployments = self.deployments(tier)
-        fitting = (deployment for deployment in deployments if tokens <= deployment.context_window)
-        return next(fitting, max(deployments, key=lambda deployment: deployment.context_window))
+        fitting = tuple(deployment for deployment in deployments if tokens <= deployment.context_window)
+        return fitting or (max(deployments, key=lambda deployment: deployment.context_window),)
 
     def deployments(self, tier: str) -> tuple[Deployment, ...]:
         """Give the deployments of a tier in order of preference."""
         return tuple(self._deployments[name] for name in self.tier(tier).deployments)
 
 
-def _deployment(path: Path, name: str, entry: ModelEntry) -> Deployment:
-    key = read_secret(path, f"models.{name}.api_key_env", entry.api_key_env) if entry.api_key_env else None
+def _quota(path: Path, name: str, entry: ModelEntry, quotas: dict[str, Quota]) -> Quota | None:
+    if entry.quota is None:
+        return None
+    if entry.quota not in quotas:
+        raise ConfigurationError(
+            str(path),
+            f"key 'models.{name}.quota'",
+            f"there is no quota {entry.quota!r}",
+            f"use one of {sorted(quotas)}, or add [quotas.{entry.quota}]",
+        )
+    return quotas[entry.quota]
+
+
+def _deployment(path: Path, name: str, entry: ModelEntry, quota: Quota | None, *, keys: bool) -> Deployment:
+    key = read_secret(path, f"models.{name}.api_key_env", entry.api_key_env) if keys and entry.api_key_env else None
     return Deployment(
         name=name,
         model=entry.model,
         account=entry.account,
-        api_base=_api_base(path, name, entry),
+        api_base=_api_base(path, name, entry) if keys else entry.api_base,
         api_key=key,
         context_window=entry.context_window,
         max_output_tokens=entry.max_output_tokens,
+        quota=quota,
     )
 
 

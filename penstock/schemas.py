@@ -43,6 +43,14 @@ class Lane(StrEnum):
     BATCH = "batch"
 
 
+class OnUnavailable(StrEnum):
+    """What a job accepts when no model can be asked: to wait, a summary without a model, or to fail at once."""
+
+    WAIT = "wait"
+    DEGRADE = "degrade"
+    FAIL = "fail"
+
+
 class JobState(StrEnum):
     """Where a job stands; the diagram is in docs/jobs.md."""
 
@@ -66,6 +74,11 @@ class Usage(Frozen):
     input_tokens: int = Field(default=0, ge=0)
     cached_input_tokens: int = Field(default=0, ge=0)
     output_tokens: int = Field(default=0, ge=0)
+
+    @property
+    def total_tokens(self) -> int:
+        """Give the tokens of all classes together."""
+        return self.input_tokens + self.cached_input_tokens + self.output_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
         """Add class by class."""
@@ -110,13 +123,34 @@ class ModelRequest(Frozen):
     timeout_s: float = Field(gt=0)
 
 
+class Resource(StrEnum):
+    """What a provider limits by the minute."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+
+
+class ReportedLimit(Frozen):
+    """What the headers of an answer say about one resource, as of when the call was taken."""
+
+    resource: Resource
+    per_minute: float | None = None
+    remaining: float | None = None
+
+
+ReportedLimits = tuple[ReportedLimit, ...]
+
+
 class ModelAnswer(Frozen):
-    """What a provider adapter gives back: the text, who served it, and what it used."""
+    """What a provider adapter gives back: the text, who served it, what it used, and what is left of the quota."""
 
     text: str
     model_served: str
     finish_reason: str
     usage: Usage
+    limits: ReportedLimits = ()
 
 
 class JobRequest(Frozen):
@@ -138,11 +172,15 @@ class JobRequest(Frozen):
     priority: int = Field(default=5, ge=0, le=9, strict=True)
     idempotency_key: IdempotencyKey | None = None
     deadline: AwareDatetime | None = None
+    on_unavailable: OnUnavailable = OnUnavailable.WAIT
     metadata: dict[Text, Text] = Field(default_factory=dict)
 
 
 class Job(Frozen):
-    """A job as anybody outside sees it. `cost_nanodollars` sums every call that was made for it."""
+    """A job as anybody outside sees it. `cost_nanodollars` sums every call that was made for it.
+
+    `degraded` says that no model wrote the result: sentences of the document stand in for an answer.
+    """
 
     id: UUID
     tenant: str
@@ -161,7 +199,9 @@ class Job(Frozen):
     ended_at: datetime | None
     reason: Reason | None
     detail: str | None
+    on_unavailable: OnUnavailable
     result: str | None
+    degraded: bool
     model_asked: str | None
     model_served: str | None
     usage: Usage

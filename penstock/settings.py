@@ -22,6 +22,8 @@ Seconds = Annotated[float, Field(allow_inf_nan=False)]
 PREFIX = "PENSTOCK_"
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps")
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+SOCKET_SCHEME = "redis+socket://"
 
 
 class Settings(Frozen):
@@ -32,6 +34,9 @@ class Settings(Frozen):
     prompts: Path = Field(default=Path("prompts"), description="the folder of the prompts")
     database_url: SecretStr | None = Field(default=None, description="postgresql://...")
     broker_url: SecretStr | None = Field(default=None, description="redis://... or amqp://... for Celery")
+    redis_url: SecretStr | None = Field(
+        default=None, description="redis://... of the gates; the broker's if it is Redis"
+    )
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
     log_format: str = Field(default="auto", pattern="^(auto|json|pretty)$")
     lease_s: Seconds = Field(default=30.0, gt=0, description="a silent worker's jobs are taken from it after this")
@@ -48,6 +53,24 @@ class Settings(Frozen):
         """Give the address of Celery's broker, or raise ConfigurationError."""
         url = self._service(self.broker_url, "broker_url")
         _after_scheme(url, BROKER_SCHEMES, "BROKER_URL")
+        return url
+
+    def require_redis_url(self) -> str:
+        """Give the address of the gates' Redis, which is the broker unless set; or raise ConfigurationError."""
+        if self.redis_url is None:
+            broker = self.require_broker_url()
+            if broker.startswith(SOCKET_SCHEME):
+                return "unix://" + broker.removeprefix(SOCKET_SCHEME)
+            if broker.partition("://")[0] in REDIS_SCHEMES:
+                return broker
+            raise ConfigurationError(
+                "environment",
+                "PENSTOCK_REDIS_URL",
+                "the broker is no single Redis, and the gates need one",
+                "set it to redis://...",
+            )
+        url = self.redis_url.get_secret_value()
+        _after_scheme(url, REDIS_SCHEMES, "REDIS_URL")
         return url
 
     def _service(self, configured: SecretStr | None, name: str) -> str:

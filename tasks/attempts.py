@@ -38,7 +38,7 @@ def conclude(report: Report) -> dict[str, Any]:
     match report.outcome:
         case Outcome.SUCCEEDED:
             return {"model": report.model, "cost_nanodollars": report.cost_nanodollars}
-        case Outcome.RETRIED | Outcome.HANDED_BACK:
+        case Outcome.RETRIED | Outcome.DEFERRED | Outcome.HANDED_BACK:
             raise Retry(f"{report.reason or report.outcome}: {report.detail}", when=report.delay_s)
         case Outcome.DEAD:
             raise JobDeadError(str(report.job_id), report.reason or Reason.INTERNAL, report.detail or "")

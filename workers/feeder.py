@@ -4,20 +4,27 @@ The broker holds about two seconds of work for each tier, so that order, pause a
 """
 
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from threading import Event
 
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from penstock import telemetry
 from penstock.client.broker import tier_queue
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
+from penstock.gates.scripts import SyncScripts
 from penstock.jobs import release
-from penstock.jobs.release import Release
+from penstock.jobs.release import Allowance, Outstanding, Release, Share
+from penstock.pacing import Pace, pace
 from penstock.routing import Catalogue
 from penstock.schemas import Lane
 from penstock.settings import Settings, default_settings
 from penstock.store.db import sync_engine
+from penstock.store.redis import sync_redis
+from penstock.tenants import TenantEntry, Tenants
 
 PASS_S = 0.1
 WORK_S = 2.0
@@ -26,29 +33,89 @@ LOST_AFTER_S = 15.0
 LOOKS_FOR_LOST_EVERY = 20
 
 
+@dataclass(frozen=True)
+class Gauge:
+    """What the feeder looks at before it releases: the gates, the tiers' deployments, the tenants' shares."""
+
+    scripts: SyncScripts
+    catalogue: Catalogue
+    tenants: Tenants
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Gauge":
+        """Read the configuration and connect; raise ConfigurationError."""
+        return cls(
+            SyncScripts(sync_redis(settings.require_redis_url())),
+            Catalogue.load(settings.config, with_keys=False),
+            Tenants.load(settings.config),
+        )
+
+    def pace(self, tier: str, lane: Lane) -> Pace:
+        """Say what could be admitted; while Redis is away interactive goes on and batch stops."""
+        try:
+            return pace(self.scripts, self.catalogue, tier, lane)
+        except RedisError:
+            return Pace() if lane is Lane.INTERACTIVE else Pace(jobs=0)
+
+    def shares(self) -> dict[str, Share]:
+        """Give the shares of the tenants that have one of their own."""
+        return {name: _share(entry) for name, entry in self.tenants.named.items()}
+
+    @property
+    def default_share(self) -> Share:
+        """Give the share of every other tenant."""
+        return _share(self.tenants.default)
+
+
 def release_target(started: int) -> int:
     """Say how many unclaimed messages a tier should have: what was claimed in the last WORK_S, and room to grow."""
     return started + LEAST_RELEASED
 
 
-def feed(engine: Engine, doorbell: Doorbell, tier: str) -> int:
-    """Release what is due in a tier, interactive before batch, in each retries first; give the number of messages.
+def feed(engine: Engine, doorbell: Doorbell, tier: str, gauge: Gauge) -> int:
+    """Release what is due in a tier and can be admitted soon, interactive before batch, in each retries first.
 
-    Each lane has room of its own: what the one has in the broker takes nothing from the other.
+    Each lane has room of its own: what the one has in the broker takes nothing from the other. When no model of the
+    tier can be asked, only those jobs are released that would not wait for one. Gives the number of messages.
     """
     releases: list[Release] = []
     with engine.begin() as connection:
+        if not release.begin_feeding(connection, tier):
+            return 0
         target = release_target(release.started(connection, tier, window_s=WORK_S))
         out = release.released(connection, tier)
         for lane in Lane:
-            room = target - sum(jobs for group, jobs in out.items() if group.lane is lane)
-            if room > 0:
-                retries = release.release_retries(connection, tier, lane, most=room)
+            of_lane = [outstanding for group, outstanding in out.items() if group.lane is lane]
+            allowance = allow(gauge, tier, lane, target, of_lane)
+            if allowance.jobs > 0:
+                retries = release.release_retries(
+                    connection, tier, lane, most=allowance.jobs, only_impatient=allowance.only_impatient
+                )
+                fewer = replace(allowance, jobs=allowance.jobs - len(retries))
                 releases += retries
-                releases += release.release_fairly(connection, tier, lane, most=room - len(retries))
+                releases += release.release_fairly(connection, tier, lane, fewer)
     if releases:
         telemetry.emit("feeder.released", tier=tier, jobs=len(releases))
     return doorbell.ring(releases)
+
+
+def allow(gauge: Gauge, tier: str, lane: Lane, target: int, out: Sequence[Outstanding]) -> Allowance:
+    """Say how much may be released: what the broker should hold and the gates have room for, less what is out."""
+    soon = gauge.pace(tier, lane)
+    most = Pace() if soon.is_unavailable else soon
+    jobs = target if most.jobs is None else min(target, most.jobs)
+    tokens = None if most.tokens is None else most.tokens - sum(each.tokens for each in out)
+    return Allowance(
+        jobs=0 if tokens is not None and tokens <= 0 else max(0, jobs - sum(each.jobs for each in out)),
+        tokens=tokens,
+        shares=gauge.shares(),
+        default_share=gauge.default_share,
+        only_impatient=soon.is_unavailable,
+    )
+
+
+def _share(entry: TenantEntry) -> Share:
+    return Share(entry.weight, entry.concurrency)
 
 
 def mend(engine: Engine, doorbell: Doorbell, tier: str) -> int:
@@ -56,8 +123,8 @@ def mend(engine: Engine, doorbell: Doorbell, tier: str) -> int:
     sent = 0
     with engine.begin() as connection:
         out = release.released(connection, tier)
-    for group, jobs in out.items():
-        missing = jobs - doorbell.waiting(tier_queue(tier, group.lane, is_retry=group.is_retry))
+    for group, outstanding in out.items():
+        missing = outstanding.jobs - doorbell.waiting(tier_queue(tier, group.lane, is_retry=group.is_retry))
         if missing > 0:
             with engine.begin() as connection:
                 releases = release.release_again(connection, tier, group, older_than_s=LOST_AFTER_S, most=missing)
@@ -72,12 +139,13 @@ def run(settings: Settings, stop: Event) -> None:
     tiers = [tier.name for tier in Catalogue.load_tiers(settings.config).tiers]
     engine = sync_engine(settings.require_database_url())
     doorbell = Doorbell(settings.require_broker_url())
+    gauge = Gauge.open(settings)
     passes = 0
     while not stop.wait(PASS_S):
         passes += 1
         try:
             for tier in tiers:
-                feed(engine, doorbell, tier)
+                feed(engine, doorbell, tier, gauge)
                 if passes % LOOKS_FOR_LOST_EVERY == 0:
                     mend(engine, doorbell, tier)
         except (DBAPIError, *BROKER_ERRORS) as error:

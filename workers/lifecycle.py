@@ -3,19 +3,23 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 from celery import bootsteps, signals
+from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from penstock import telemetry
+from penstock.gates.limiter import HEARTBEAT_S
 from penstock.house import House
 from penstock.jobs import leases, queries
 
 HEARTBEATS_A_LEASE = 3
+LOOK_S = 1.0
+"""How often a worker looks whether its runs are still its own: a cancel reaches a call in flight in two of these."""
 LONGEST_START_S = 10.0
 SOON_S = 1.0
 
@@ -37,15 +41,15 @@ def furnish(app: Any, build: Build) -> None:
             worker.app.house = house = build(worker_name())
             worker.app.house_pool = worker.pool
             worker.pool.run(_beat(house)).result()
-            beating = worker.pool.run(keep_alive(house))
-            worker.pool.at_stop(partial(close, house, beating))
+            rhythms = [worker.pool.run(rhythm(house)) for rhythm in (keep_alive, keep_looking, keep_leases)]
+            worker.pool.at_stop(partial(close, house, rhythms))
 
     app.steps["worker"].add(HouseStep)
     signals.task_revoked.connect(partial(_on_revoked, app), weak=False)
 
 
 async def keep_alive(house: House) -> None:
-    """Renew the lease until cancelled; stop runs that are no longer ours, give back jobs that nobody runs."""
+    """Renew the lease until cancelled; give back jobs that nobody runs."""
     pause_s = house.settings.lease_s / HEARTBEATS_A_LEASE
     missed = False
     while True:
@@ -61,11 +65,40 @@ async def keep_alive(house: House) -> None:
             telemetry.failed(error)
 
 
+async def keep_looking(house: House) -> None:
+    """Stop runs whose job was cancelled or taken over, until cancelled; a look that fails is made again."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        running = list(house.running.runs)
+        if not running:
+            continue
+        try:
+            async with asyncio.timeout(LOOK_S), house.engine.connect() as connection:
+                gone = await connection.run_sync(partial(leases.lost, running=running))
+        except (DBAPIError, OSError):
+            continue  # the heartbeat tells of it
+        for job_id, _ in gone:
+            telemetry.emit("lease.lost", job=str(job_id))
+        house.running.stop(gone)
+
+
+async def keep_leases(house: House) -> None:
+    """Extend the leases of the calls in flight, until cancelled; while Redis is away they run out by themselves."""
+    while True:
+        await asyncio.sleep(HEARTBEAT_S)
+        try:
+            await house.gates.limiter.extend()
+        except RedisError as error:
+            telemetry.emit("service.unavailable", service="redis", error=type(error).__name__, retry_s=HEARTBEAT_S)
+
+
 async def _beat(house: House) -> None:
     running = list(house.running.runs)
     async with house.engine.begin() as connection:
-        await connection.run_sync(partial(leases.renew, worker=house.worker, lease_s=house.settings.lease_s))
-        gone = await connection.run_sync(partial(leases.lost, running=running))
+        await connection.run_sync(
+            partial(leases.renew, worker=house.worker, lease_s=house.settings.lease_s, tier=house.tier)
+        )
+        house.running.processes = await connection.run_sync(leases.count_alive)
         await connection.run_sync(
             partial(
                 leases.release_adrift,
@@ -74,14 +107,12 @@ async def _beat(house: House) -> None:
                 older_than_s=LONGEST_START_S,
             )
         )
-    for job_id, _ in gone:
-        telemetry.emit("lease.lost", job=str(job_id))
-    house.running.stop(gone)
 
 
-async def close(house: House, beating: Any) -> None:
+async def close(house: House, rhythms: Sequence[Any]) -> None:
     """Write what was begun, end the lease so that nobody waits for it to run out, and give the connections back."""
-    beating.cancel()
+    for rhythm in rhythms:
+        rhythm.cancel()
     await house.journal.drain()
     async with house.engine.begin() as connection:
         await connection.run_sync(partial(leases.retire, worker=house.worker))

@@ -7,6 +7,7 @@ python -m workers.worker upkeep
 import argparse
 import os
 import socket
+from functools import partial
 
 os.environ["CELERY_CUSTOM_WORKER_POOL"] = "workers.pool:AsyncioPool"
 
@@ -37,7 +38,7 @@ def main() -> None:
         upkeep.attach(app, settings)
         queues, concurrency = [INTAKE_QUEUE, DEAD_LETTER_QUEUE], UPKEEP_CONCURRENCY
     else:
-        lifecycle.furnish(app, _build)
+        lifecycle.furnish(app, partial(_build, arguments.role))
         queues, concurrency = tier_queues(arguments.role), tiers[arguments.role].concurrency
     # Celery logs the body of a message that it does not know, and a body may be somebody's document.
     consumer.dump_body = lambda message, _body: f"{len(message.body)} bytes"
@@ -57,10 +58,10 @@ def _configure_logging(**_: object) -> None:
     telemetry.configure_logging(settings.log_level, settings.log_format)
 
 
-def _build(worker: str) -> House:
+def _build(tier: str, worker: str) -> House:
     from penstock.providers.litellm import LiteLLMProvider
 
-    return build_house(settings, LiteLLMProvider(), worker)
+    return build_house(settings, LiteLLMProvider(), worker, tier)
 
 
 if __name__ == "__main__":

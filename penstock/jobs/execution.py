@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
-from penstock.schemas import JobState, Lane, PromptReference
+from penstock.schemas import JobState, Lane, OnUnavailable, PromptReference
 from penstock.store.text import storable_row
 
 
@@ -37,6 +37,7 @@ class ClaimedJob:
     tier: str
     lane: Lane
     failures: int
+    on_unavailable: OnUnavailable
     deadline: datetime | None
     created_at: datetime
     started_at: datetime
@@ -80,6 +81,7 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
             tier=row.tier,
             lane=Lane(row.lane),
             failures=row.failures,
+            on_unavailable=OnUnavailable(row.on_unavailable),
             deadline=row.deadline,
             created_at=row.created_at,
             started_at=row.started_at,
@@ -92,10 +94,11 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
 
 
 class Outcome(StrEnum):
-    """How an attempt ended."""
+    """How an attempt ended. A deferred one was none: the job waits as if it had not been released."""
 
     SUCCEEDED = "succeeded"
     RETRIED = "retried"
+    DEFERRED = "deferred"
     DEAD = "dead"
     HANDED_BACK = "handed_back"
 
@@ -106,13 +109,17 @@ class Outcome(StrEnum):
             Outcome.SUCCEEDED: JobState.SUCCEEDED,
             Outcome.DEAD: JobState.DEAD,
             Outcome.RETRIED: JobState.RETRYING,
+            Outcome.DEFERRED: JobState.QUEUED,
             Outcome.HANDED_BACK: JobState.RETRYING,
         }[self]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one attempt ends. `delay_s` is for a retry; `failed` says that it counts against the tier's limit."""
+    """How one attempt ends. `delay_s` is for a retry; `failed` says that it counts against the tier's limit.
+
+    `used_tokens` is what the tenant's share pays in place of the estimate, divided by the tenant's `weight`.
+    """
 
     job_id: UUID
     fence: int
@@ -122,32 +129,56 @@ class Ending:
     delay_s: float = 0.0
     failed: bool = False
     result: str | None = None
-    model_asked: str | None = None
-    model_served: str | None = None
+    degraded: bool = False
+    model_asked: str = ""
+    model_served: str = ""
+    used_tokens: int = 0
+    weight: float = 1.0
 
 
 FINISH = text("""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             job_id uuid, fence bigint, outcome text, state text, reason text, detail text, delay_s float8,
-            failed boolean, result text, model_asked text, model_served text)
+            failed boolean, result text, degraded boolean, model_asked text, model_served text, used_tokens bigint,
+            weight float8)
+    ), judged AS (
+        SELECT given.*, jobs.charged_tokens,
+            CASE WHEN given.state = 'queued' AND jobs.attempts > 1 THEN 'retrying' ELSE given.state END AS becomes
+        FROM given JOIN jobs ON jobs.id = given.job_id AND jobs.fence = given.fence
     ), ended AS (
-        UPDATE jobs SET state = given.state, reason = given.reason, detail = given.detail,
-            failures = failures + given.failed::integer,
-            due_at = CASE given.state WHEN 'retrying' THEN now() + make_interval(secs => given.delay_s) ELSE due_at END,
-            ended_at = CASE WHEN given.state = 'retrying' THEN NULL ELSE now() END
-        FROM given
-        WHERE jobs.id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running'
-        RETURNING jobs.id, jobs.fence
+        UPDATE jobs SET state = becomes, reason = judged.reason, detail = judged.detail,
+            failures = failures + judged.failed::integer,
+            attempts = attempts - (judged.outcome = 'deferred')::integer,
+            charged_tokens = CASE WHEN becomes = 'retrying' THEN jobs.charged_tokens ELSE 0 END,
+            due_at = CASE WHEN becomes IN ('queued', 'retrying')
+                THEN now() + make_interval(secs => judged.delay_s) ELSE due_at END,
+            ended_at = CASE WHEN becomes IN ('queued', 'retrying') THEN NULL ELSE now() END
+        FROM judged
+        WHERE jobs.id = judged.job_id AND jobs.fence = judged.fence AND jobs.state = 'running'
+        RETURNING jobs.id, jobs.fence, jobs.tier, jobs.lane, jobs.tenant, judged.charged_tokens AS charged,
+            (judged.used_tokens - judged.charged_tokens) / judged.weight AS correction, becomes
+    ), shares AS (
+        INSERT INTO tenant_shares AS share (tier, lane, tenant, served_tokens)
+        SELECT tier, lane, tenant, round(sum(correction)) FROM ended
+        WHERE charged > 0 AND becomes <> 'retrying' GROUP BY tier, lane, tenant
+        ORDER BY tier, lane DESC, tenant  -- one order for all: two processes, or one and a feeder, cannot deadlock
+        ON CONFLICT (tier, lane, tenant) DO UPDATE SET served_tokens = share.served_tokens + excluded.served_tokens
+    ), no_attempt AS (
+        DELETE FROM attempts USING given
+        WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence AND given.outcome = 'deferred'
+            AND (given.job_id, given.fence) IN (SELECT id, fence FROM ended)
     ), history AS (
         UPDATE attempts SET ended_at = now(), outcome = given.outcome, reason = given.reason, detail = given.detail
         FROM given
-        WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence
+        WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence AND given.outcome <> 'deferred'
             AND (given.job_id, given.fence) IN (SELECT id, fence FROM ended)
     ), stored AS (
-        INSERT INTO results (job_id, text, model_asked, model_served)
-        SELECT job_id, result, model_asked, model_served FROM given
+        INSERT INTO results (job_id, text, degraded, model_asked, model_served)
+        SELECT job_id, result, degraded, model_asked, model_served FROM given
         WHERE outcome = 'succeeded' AND (job_id, fence) IN (SELECT id, fence FROM ended)
+        ON CONFLICT (job_id) DO UPDATE SET text = excluded.text, degraded = excluded.degraded,
+            model_asked = excluded.model_asked, model_served = excluded.model_served
     )
     SELECT id, fence FROM ended
 """)

@@ -13,9 +13,11 @@ from sqlalchemy import Connection, text
 from penstock.jobs.states import POISON_AFTER
 
 RENEW = text("""
-    INSERT INTO workers (id, lease_until) VALUES (:worker, now() + make_interval(secs => :lease_s))
+    INSERT INTO workers (id, tier, lease_until) VALUES (:worker, :tier, now() + make_interval(secs => :lease_s))
     ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
 """)
+
+ALIVE = text("SELECT count(*) FROM workers WHERE lease_until > now()")
 
 LOST = text("""
     SELECT given.job_id, given.fence FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(job_id uuid, fence bigint)
@@ -41,9 +43,14 @@ ADRIFT = text("""
 RETIRE = text("UPDATE workers SET lease_until = now() WHERE id = :worker")
 
 
-def renew(connection: Connection, worker: str, lease_s: float) -> None:
-    """Begin the lease of a worker, or extend it, to `lease_s` seconds from now."""
-    connection.execute(RENEW, {"worker": worker, "lease_s": lease_s})
+def renew(connection: Connection, worker: str, lease_s: float, tier: str = "") -> None:
+    """Begin the lease of a worker of a tier, or extend it, to `lease_s` seconds from now."""
+    connection.execute(RENEW, {"worker": worker, "tier": tier, "lease_s": lease_s})
+
+
+def count_alive(connection: Connection) -> int:
+    """Count the workers whose lease has not run out."""
+    return int(connection.scalar(ALIVE) or 0)
 
 
 def lost(connection: Connection, running: Sequence[tuple[UUID, int]]) -> list[tuple[UUID, int]]:

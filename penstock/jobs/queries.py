@@ -8,10 +8,11 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
-from penstock.schemas import Job, JobState, Lane, PromptReference, Usage
+from penstock.schemas import Job, JobState, Lane, OnUnavailable, PromptReference, Usage
 
 SELECT_JOBS = """
-    SELECT jobs.*, results.text AS result, results.model_asked, results.model_served,
+    SELECT jobs.*, results.text AS result,
+        coalesce(results.degraded, false) AS degraded, results.model_asked, results.model_served,
         coalesce(spent.nanodollars, 0)::bigint AS nanodollars, coalesce(spent.input_tokens, 0)::bigint AS input_tokens,
         coalesce(spent.cached_input_tokens, 0)::bigint AS cached_input_tokens,
         coalesce(spent.output_tokens, 0)::bigint AS output_tokens
@@ -138,7 +139,9 @@ def _job(row: Any) -> Job:
         ended_at=row.ended_at,
         reason=Reason(row.reason) if row.reason else None,
         detail=row.detail,
+        on_unavailable=OnUnavailable(row.on_unavailable),
         result=row.result,
+        degraded=row.degraded,
         model_asked=row.model_asked,
         model_served=row.model_served,
         usage=Usage(

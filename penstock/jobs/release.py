@@ -1,11 +1,14 @@
 """Which rows get their message next. It must not know the broker.
 
 Fair between tenants by start-time fair queueing in tokens (Goyal, Vin and Cheng, 1996): a tenant's next job starts
-where its last one finished, a tenant that comes back starts where the others stand, the smallest start tag goes first.
-Where they stand is the virtual time: the largest start tag that was released, kept in the row of the tenant ''.
+where its last one finished, the smallest start tag goes first. A job weighs its estimate until its end states the
+truth; both are divided by the tenant's weight. A tenant that comes back starts where the others stand, at the virtual
+time: the smallest start tag of those that waited at the last release, kept in the row of the tenant ''.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import Connection, TextClause, text
@@ -25,8 +28,32 @@ class Release:
     is_retry: bool
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a tenant has a right to: a weight beside the others, and so many jobs outstanding, None being any number."""
+
+    weight: float = 1.0
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How much may be released: jobs, and tokens by their estimates, the last job being allowed to go beyond.
+
+    `only_impatient` takes those alone that do not wait when no model can be asked.
+    """
+
+    jobs: int
+    tokens: float | None = None
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    default_share: Share = Share()
+    only_impatient: bool = False
+
+
+FEED = text("SELECT pg_try_advisory_xact_lock(hashtextextended('penstock.feed.' || :tier, 0))")
+
 COUNT = text("""
-    SELECT lane, attempts > 0 AS is_retry, count(*) AS jobs FROM jobs
+    SELECT lane, attempts > 0 AS is_retry, count(*) AS jobs, sum(estimated_tokens)::bigint AS tokens FROM jobs
     WHERE state = 'released' AND tier = :tier GROUP BY 1, 2
 """)
 
@@ -34,67 +61,88 @@ STARTED = text("""
     SELECT count(*) FROM jobs WHERE tier = :tier AND started_at > now() - make_interval(secs => :window_s)
 """)
 
-RETRIES = text("""
+RETRIES = """
     WITH due AS (
-        SELECT id FROM jobs WHERE state = 'retrying' AND tier = :tier AND lane = :lane AND due_at <= now()
+        SELECT id FROM jobs
+        WHERE state = 'retrying' AND tier = :tier AND lane = :lane AND due_at <= now() AND {which}
         ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED
     ), released AS (
         UPDATE jobs SET state = 'released', released_at = now() FROM due WHERE jobs.id = due.id RETURNING jobs.*
     )
     SELECT * FROM released ORDER BY due_at
-""")
+"""
 
 # Bounded by :most whatever is queued: the tenants are found by skipping through the index, and only those that stand
 # first can hold the smallest start tags.
-FAIR = text("""
+FAIR = """
     WITH RECURSIVE virtual AS (
         SELECT coalesce(max(served_tokens), 0) AS time FROM tenant_shares
         WHERE tier = :tier AND lane = :lane AND tenant = ''
+    ), given AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:shares AS jsonb)) AS row(tenant text, weight float8, concurrency integer)
     ), waiting AS (
-        (SELECT tenant FROM jobs WHERE state = 'queued' AND tier = :tier AND lane = :lane ORDER BY tenant LIMIT 1)
+        (SELECT tenant FROM jobs WHERE state = 'queued' AND tier = :tier AND lane = :lane AND {which}
+            ORDER BY tenant LIMIT 1)
         UNION ALL
         SELECT (
             SELECT jobs.tenant FROM jobs
-            WHERE state = 'queued' AND tier = :tier AND lane = :lane AND jobs.tenant > waiting.tenant
+            WHERE state = 'queued' AND tier = :tier AND lane = :lane AND {which} AND jobs.tenant > waiting.tenant
             ORDER BY jobs.tenant LIMIT 1
         ) FROM waiting WHERE waiting.tenant IS NOT NULL
+    ), entitled AS (
+        SELECT waiting.tenant, coalesce(given.weight, :weight) AS weight,
+            CASE WHEN given.tenant IS NULL THEN :concurrency ELSE given.concurrency END AS concurrency
+        FROM waiting LEFT JOIN given USING (tenant) WHERE waiting.tenant IS NOT NULL
     ), shares AS (
-        SELECT waiting.tenant, greatest(coalesce(share.served_tokens, 0), virtual.time) AS stands_at
-        FROM waiting CROSS JOIN virtual
+        SELECT entitled.*, greatest(coalesce(share.served_tokens, 0), virtual.time) AS stands_at
+        FROM entitled CROSS JOIN virtual
         LEFT JOIN tenant_shares AS share
-            ON share.tier = :tier AND share.lane = :lane AND share.tenant = waiting.tenant
-        WHERE waiting.tenant IS NOT NULL
-        ORDER BY stands_at, waiting.tenant LIMIT :most
+            ON share.tier = :tier AND share.lane = :lane AND share.tenant = entitled.tenant
+        WHERE entitled.concurrency IS NULL OR entitled.concurrency > (
+            SELECT count(*) FROM jobs
+            WHERE state IN ('released', 'running') AND tier = :tier AND jobs.tenant = entitled.tenant)
+        ORDER BY stands_at, entitled.tenant LIMIT :most
     ), heads AS (
-        SELECT head.id, shares.tenant, head.created_at,
-            shares.stands_at + sum(head.estimated_tokens) OVER
+        SELECT head.id, head.created_at, head.estimated_tokens, shares.weight,
+            shares.stands_at + (sum(head.estimated_tokens) OVER
                 (PARTITION BY shares.tenant ORDER BY head.priority DESC, head.created_at, head.id)
-                - head.estimated_tokens AS start_tag
+                - head.estimated_tokens) / shares.weight AS start_tag
         FROM shares CROSS JOIN LATERAL (
             SELECT id, priority, created_at, estimated_tokens FROM jobs
-            WHERE state = 'queued' AND tier = :tier AND lane = :lane AND tenant = shares.tenant AND due_at <= now()
-            ORDER BY priority DESC, created_at, id LIMIT :most
+            WHERE state = 'queued' AND tier = :tier AND lane = :lane AND {which} AND tenant = shares.tenant
+                AND due_at <= now()
+            ORDER BY priority DESC, created_at, id
+            LIMIT least(:most, shares.concurrency - (
+                SELECT count(*) FROM jobs
+                WHERE state IN ('released', 'running') AND tier = :tier AND jobs.tenant = shares.tenant))
         ) AS head
     ), first AS MATERIALIZED (
-        SELECT id, start_tag, created_at FROM heads ORDER BY start_tag, created_at, id LIMIT 2 * :most
+        SELECT heads.*, sum(estimated_tokens) OVER (ORDER BY start_tag, created_at, id) - estimated_tokens AS before
+        FROM heads ORDER BY start_tag, created_at, id LIMIT 2 * :most
     ), chosen AS (
-        SELECT locked.id, first.start_tag FROM first CROSS JOIN LATERAL (
+        SELECT locked.id, first.start_tag, first.weight FROM first CROSS JOIN LATERAL (
             SELECT id FROM jobs WHERE jobs.id = first.id AND jobs.state = 'queued' FOR UPDATE SKIP LOCKED
         ) AS locked
+        WHERE CAST(:tokens AS float8) IS NULL OR first.before < :tokens
         ORDER BY first.start_tag, first.created_at, first.id LIMIT :most
     ), released AS (
-        UPDATE jobs SET state = 'released', released_at = now() FROM chosen WHERE jobs.id = chosen.id
-        RETURNING jobs.*, chosen.start_tag
+        UPDATE jobs SET state = 'released', released_at = now(), charged_tokens = estimated_tokens
+        FROM chosen WHERE jobs.id = chosen.id
+        RETURNING jobs.*, chosen.start_tag, chosen.weight
     ), charged AS (
         INSERT INTO tenant_shares AS share (tier, lane, tenant, served_tokens)
-        SELECT :tier, :lane, tenant, max(start_tag + estimated_tokens) FROM released GROUP BY tenant
-        UNION ALL SELECT :tier, :lane, '', max(start_tag) FROM released HAVING count(*) > 0
+        SELECT :tier, :lane, tenant, round(max(start_tag + estimated_tokens / weight)) FROM released GROUP BY tenant
+        UNION ALL SELECT :tier, :lane, '', round((SELECT min(stands_at) FROM shares)) FROM released HAVING count(*) > 0
         ORDER BY 3  -- one order for all: two feeders cannot deadlock
         ON CONFLICT (tier, lane, tenant) DO UPDATE
             SET served_tokens = greatest(share.served_tokens, excluded.served_tokens)
     )
     SELECT * FROM released ORDER BY start_tag, created_at
-""")
+"""
+
+ANYBODY, IMPATIENT = "true", "on_unavailable <> 'wait'"
+RETRIES_OF = {only: text(RETRIES.format(which=IMPATIENT if only else ANYBODY)) for only in (False, True)}
+FAIR_OF = {only: text(FAIR.format(which=IMPATIENT if only else ANYBODY)) for only in (False, True)}
 
 LOST_DOORBELLS = text("""
     UPDATE jobs SET released_at = now()
@@ -114,9 +162,25 @@ class Group:
     is_retry: bool
 
 
-def released(connection: Connection, tier: str) -> dict[Group, int]:
+@dataclass(frozen=True)
+class Outstanding:
+    """What is on its way: jobs, and their estimates together."""
+
+    jobs: int
+    tokens: int
+
+
+def begin_feeding(connection: Connection, tier: str) -> bool:
+    """Be the one feeder of a tier until the transaction ends; False when another is. What it counts stays true so."""
+    return bool(connection.scalar(FEED, {"tier": tier}))
+
+
+def released(connection: Connection, tier: str) -> dict[Group, Outstanding]:
     """Count the jobs of a tier whose message is out and that nobody has claimed; groups without any are missing."""
-    return {Group(Lane(row.lane), row.is_retry): row.jobs for row in connection.execute(COUNT, {"tier": tier})}
+    return {
+        Group(Lane(row.lane), row.is_retry): Outstanding(row.jobs, row.tokens)
+        for row in connection.execute(COUNT, {"tier": tier})
+    }
 
 
 def started(connection: Connection, tier: str, *, window_s: float) -> int:
@@ -124,14 +188,29 @@ def started(connection: Connection, tier: str, *, window_s: float) -> int:
     return int(connection.scalar(STARTED, {"tier": tier, "window_s": window_s}) or 0)
 
 
-def release_retries(connection: Connection, tier: str, lane: Lane, *, most: int) -> list[Release]:
+def release_retries(
+    connection: Connection, tier: str, lane: Lane, *, most: int, only_impatient: bool = False
+) -> list[Release]:
     """Release due retries of a lane, the longest due first."""
-    return _releases(connection, RETRIES, {"tier": tier, "lane": lane.value, "most": most})
+    return _releases(connection, RETRIES_OF[only_impatient], {"tier": tier, "lane": lane.value, "most": most})
 
 
-def release_fairly(connection: Connection, tier: str, lane: Lane, *, most: int) -> list[Release]:
+def release_fairly(connection: Connection, tier: str, lane: Lane, allowance: Allowance) -> list[Release]:
     """Release queued jobs of a lane, tenants side by side by tokens, each tenant's own by priority and age."""
-    return _releases(connection, FAIR, {"tier": tier, "lane": lane.value, "most": most})
+    shares = [
+        {"tenant": tenant, "weight": share.weight, "concurrency": share.concurrency}
+        for tenant, share in allowance.shares.items()
+    ]
+    values: dict[str, object] = {
+        "tier": tier,
+        "lane": lane.value,
+        "most": allowance.jobs,
+        "tokens": allowance.tokens,
+        "shares": json.dumps(shares),
+        "weight": allowance.default_share.weight,
+        "concurrency": allowance.default_share.concurrency,
+    }
+    return _releases(connection, FAIR_OF[allowance.only_impatient], values)
 
 
 def release_again(connection: Connection, tier: str, group: Group, *, older_than_s: float, most: int) -> list[Release]:

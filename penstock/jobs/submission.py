@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from penstock.errors import IdempotencyConflictError
-from penstock.schemas import JobState, Lane, PromptReference
+from penstock.schemas import JobState, Lane, OnUnavailable, PromptReference
 from penstock.store.text import storable
 
 
@@ -32,6 +32,7 @@ class NewJob:
     idempotency_key: str | None
     content_digest: str
     deadline: datetime | None
+    on_unavailable: OnUnavailable
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ INSERT = text("""
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             position integer, id uuid, tenant text, prompt_id text, prompt_version text, prompt_digest text,
             tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb, document text,
-            document_name text, metadata jsonb, idempotency_key text, content_digest text, deadline timestamptz)
+            document_name text, metadata jsonb, idempotency_key text, content_digest text, deadline timestamptz,
+            on_unavailable text)
     ), outstanding AS (
         SELECT tenant, tier, count(*) AS jobs FROM jobs
         WHERE state IN ('released', 'running') AND (tenant, tier) IN (SELECT tenant, tier FROM given)
@@ -65,11 +67,13 @@ INSERT = text("""
         FROM ranked
     ), made AS (
         INSERT INTO jobs (id, tenant, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
-            priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline)
+            priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,
+            on_unavailable)
         SELECT id, tenant,
             CASE WHEN at_once THEN 'released' ELSE 'queued' END, CASE WHEN at_once THEN now() END,
             prompt_id, prompt_version, prompt_digest, tier, lane,
-            priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline
+            priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,
+            on_unavailable
         FROM judged ORDER BY tenant, idempotency_key, position  -- one order for all: two submitters cannot deadlock
         ON CONFLICT DO NOTHING
         RETURNING id, state, tier, lane

@@ -89,9 +89,9 @@ SETTLE = text("""
 """)
 
 ANSWER = text("""
-    SELECT given.position, answers.* FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+    SELECT given.position, answers.*, ledger.deployment FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS given(position integer, job_id uuid, request_digest text)
-    JOIN answers USING (job_id, request_digest)
+    JOIN answers USING (job_id, request_digest) JOIN ledger USING (call_id)
 """)
 
 ABANDON = text("""
@@ -116,6 +116,7 @@ class JournaledAnswer:
     """An answer that was paid for by an earlier call of the same job."""
 
     call_id: UUID
+    deployment: str
     model_served: str
     finish_reason: str
     text: str
@@ -157,7 +158,9 @@ def recall(connection: Connection, wanted: Sequence[tuple[UUID, str]]) -> list[J
     rows = [{"position": n, "job_id": str(job), "request_digest": digest} for n, (job, digest) in enumerate(wanted)]
     answers: list[JournaledAnswer | None] = [None] * len(wanted)
     for row in connection.execute(ANSWER, {"rows": json.dumps(rows)}):
-        answers[row.position] = JournaledAnswer(row.call_id, row.model_served, row.finish_reason, row.text)
+        answers[row.position] = JournaledAnswer(
+            row.call_id, row.deployment, row.model_served, row.finish_reason, row.text
+        )
     return answers
 
 

@@ -59,13 +59,19 @@ class Variable(Frozen):
 
 
 class Manifest(Frozen):
-    """The content of prompt.toml. `max_tokens` bounds the answer."""
+    """The content of prompt.toml. `max_tokens` bounds the answer.
+
+    `fallback_tiers` may answer when no model of the job's own tier can be asked, the first first. With `extractive`,
+    sentences of the document may stand in for an answer, for jobs that accept that.
+    """
 
     model_config = ConfigDict(strict=True)
 
     description: str = Field(min_length=1)
     default_tier: str = Field(min_length=1)
     max_tokens: int = Field(gt=0)
+    fallback_tiers: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    extractive: bool = False
     variables: dict[Annotated[str, Field(pattern=NAME)], Variable] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -73,6 +79,8 @@ class Manifest(Frozen):
         for name, variable in self.variables.items():
             if variable.document != (name == DOCUMENT):
                 raise ValueError(f"variables.{name}: the variable {DOCUMENT!r}, and no other, has document = true")
+        if self.extractive and DOCUMENT not in self.variables:
+            raise ValueError(f"extractive: there is no variable {DOCUMENT!r} to take sentences from")
         return self
 
 

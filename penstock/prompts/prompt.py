@@ -57,6 +57,16 @@ class Prompt:
         """Give the tier that serves the prompt unless the caller names one."""
         return self.manifest.default_tier
 
+    def tiers_after(self, tier: str) -> tuple[str, ...]:
+        """Give the tiers that may answer in place of `tier`, the first first: those behind it, if it is one of them."""
+        tiers = self.manifest.fallback_tiers
+        return tiers[tiers.index(tier) + 1 :] if tier in tiers else tiers
+
+    @property
+    def is_extractive(self) -> bool:
+        """Tell whether sentences of the document may stand in for an answer."""
+        return self.manifest.extractive and self.output is None
+
     @property
     def max_tokens(self) -> int:
         """Give the bound of an answer, in tokens."""

@@ -3,11 +3,13 @@
 An adapter makes exactly one physical call and classifies what came of it. It never sleeps, retries, logs or prices.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from pydantic import Field, SecretStr
 
-from penstock.schemas import Frozen, ModelAnswer, ModelRequest
+from penstock.providers.quota import Quota
+from penstock.schemas import Frozen, Message, ModelAnswer, ModelRequest
 
 
 class Deployment(Frozen):
@@ -20,6 +22,7 @@ class Deployment(Frozen):
     api_key: SecretStr | None = None
     context_window: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
+    quota: Quota | None = Field(default=None, description="None: the provider sets no limit")
 
 
 class Provider(Protocol):
@@ -31,6 +34,10 @@ class Provider(Protocol):
         Raises ProviderError with a reason class for everything that is not an answer. A cancellation of the caller
         closes the connection.
         """
+        ...
+
+    async def count_tokens(self, deployment: Deployment, messages: Sequence[Message]) -> int:
+        """Count the tokens of messages with a local tokenizer, which may not be the model's own."""
         ...
 
     async def close(self) -> None:

@@ -8,12 +8,11 @@ that may echo the prompt, and puts status 429 on a refusal that speaks of a "rat
 import asyncio
 import ipaddress
 import logging
-import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -40,14 +39,17 @@ from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
 
 from penstock.clock import Clock, SystemClock
 from penstock.errors import ConfigurationError, ProviderError, Reason
+from penstock.providers.answers import read_answer, read_limits, seconds
 from penstock.providers.base import Deployment
-from penstock.schemas import ModelAnswer, ModelRequest, Usage
+from penstock.schemas import Message, ModelAnswer, ModelRequest
 
 __all__ = ["FORBID_REMOTE_CALLS", "VERDICTS", "LiteLLMProvider", "Verdict"]
 
 FORBID_REMOTE_CALLS = "PENSTOCK_FORBID_REMOTE_CALLS"
 CONNECT_TIMEOUT_S = 10.0
 MAX_EXCEPTION_DEPTH = 20
+LONG_CHARACTERS = 32_000
+"""Some 3 ms of counting: what takes longer is done in a thread, beside the other jobs of the loop."""
 NOISE = ("Pydantic serializer warnings", "Item '.*' on TypedDict class")
 SAFE_TOKEN = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
@@ -175,6 +177,13 @@ class LiteLLMProvider:
             raise outcome
         return outcome
 
+    async def count_tokens(self, deployment: Deployment, messages: Sequence[Message]) -> int:
+        """Count with LiteLLM's tokenizer for the model, which for models that it does not know is OpenAI's."""
+        texts = [message.model_dump() for message in messages]
+        if sum(len(message.content) for message in messages) < LONG_CHARACTERS:
+            return count(deployment.model, texts)
+        return await asyncio.to_thread(count, deployment.model, texts)
+
     async def close(self) -> None:
         """Give the connections back; the next call would open new ones."""
         if self._session is not None:
@@ -189,7 +198,7 @@ class LiteLLMProvider:
         try:
             async with asyncio.timeout(request.timeout_s) as deadline:
                 response = await self._call(deployment, request)
-            return read_answer(response, deployment)
+            return read_answer(response, deployment, response_headers(response))
         except ProviderError as error:
             return error
         except Exception as error:  # noqa: BLE001 - LiteLLM raises whatever its parsers trip over
@@ -233,6 +242,7 @@ class LiteLLMProvider:
             status=failure.status,
             retry_after_s=self._retry_after_s(failure.headers),
             sent=verdict.sent,
+            limits=read_limits(failure.headers or {}),
         )
 
     def _retry_after_s(self, headers: httpx.Headers | None) -> float | None:
@@ -272,21 +282,24 @@ def is_loopback(address: str | None) -> bool:
         return False
 
 
+def count(model: str, messages: list[dict[str, Any]]) -> int:
+    """Count the tokens of a prompt; blocks."""
+    return int(litellm.token_counter(model=model, messages=messages))
+
+
+def response_headers(response: Any) -> httpx.Headers:
+    """Give the provider's own headers, which LiteLLM keeps beside the answer under names of its own."""
+    kept = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
+    prefix = "llm_provider-"
+    return httpx.Headers({name.removeprefix(prefix): str(value) for name, value in kept.items()})
+
+
 def response_format(request: ModelRequest) -> dict[str, Any] | None:
     """Give the output schema in the form of a chat completion."""
     if request.output_schema is None:
         return None
     schema = {"name": "output", "schema": request.output_schema, "strict": True}
     return {"type": "json_schema", "json_schema": schema}
-
-
-def seconds(value: str | None) -> float | None:
-    """Read a header's number, or None if it is no finite number from 0."""
-    try:
-        number = float(value or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
 
 
 def examine(error: BaseException, handled_by_caller: BaseException | None = None) -> Failure:
@@ -328,52 +341,3 @@ def read_error_body(response: httpx.Response) -> tuple[str | None, str | None]:
 def safe_token(value: object) -> str | None:
     """Let an identifier through, and nothing that could be a text of the request."""
     return value if isinstance(value, str) and SAFE_TOKEN.fullmatch(value) else None
-
-
-def read_answer(response: Any, deployment: Deployment) -> ModelAnswer:
-    """Check an answer part by part; raise ProviderError naming the part, with the usage that it will bill."""
-    usage = read_usage(response.usage)
-    if not response.choices:
-        raise malformed("no choices", usage)
-    choice = response.choices[0]
-    text, finish_reason = choice.message.content, choice.finish_reason
-    if text is None and refused(choice.message):
-        finish_reason = "content_filter"
-    if text is None and finish_reason not in {"length", "content_filter"}:
-        raise malformed("no content", usage)
-    if usage.output_tokens == 0 and finish_reason == "length":
-        # LiteLLM's own answer to a 400 "max_tokens was reached"; the usage is its guess, and no truth to settle.
-        raise ProviderError(Reason.OUTPUT_TRUNCATED, "max_tokens leaves no room for an answer")
-    if usage.output_tokens == 0 and finish_reason != "content_filter":
-        raise malformed("usage without output")
-    served = response.model or deployment.model
-    return ModelAnswer(text=text or "", model_served=served, finish_reason=finish_reason, usage=usage)
-
-
-def refused(message: Any) -> bool:
-    """Tell whether the model refused in the field that structured outputs have for it."""
-    return bool((getattr(message, "provider_specific_fields", None) or {}).get("refusal"))
-
-
-def read_usage(usage: Any) -> Usage:
-    """Turn LiteLLM's counts into price classes; raise ProviderError if they cannot be true.
-
-    LiteLLM brings all providers to OpenAI's form: `prompt_tokens` includes what was read from the cache (for
-    Anthropic, whose own `input_tokens` do not, it adds them), and `prompt_tokens_details.cached_tokens` says how
-    much that was. A missing count arrives as 0, and no prompt has 0 tokens.
-    """
-    prompt, output = usage.prompt_tokens, usage.completion_tokens
-    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
-    if not (is_count(prompt) and is_count(output) and is_count(cached) and cached <= prompt != 0):
-        raise malformed("usage is missing or contradicts itself")
-    return Usage(input_tokens=prompt - cached, cached_input_tokens=cached, output_tokens=output)
-
-
-def is_count(value: object) -> bool:
-    """Tell whether a value is a number of tokens; True is an int, and no number."""
-    return type(value) is int and value >= 0
-
-
-def malformed(part: str, usage: Usage | None = None) -> ProviderError:
-    """Make the error for an answer that cannot be used."""
-    return ProviderError(Reason.MALFORMED_ANSWER, part, status=200, usage=usage)

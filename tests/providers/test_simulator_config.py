@@ -38,6 +38,58 @@ def test_a_price_that_is_no_exact_decimal_string_is_refused(tmp_path: Path, wron
     assert refused.value.place == "key 'models.sim-small.prices.input'"
 
 
+TOTAL_ONLY = "charge 'max(prompt, max_tokens)' takes tpm; itpm and otpm belong to charge 'input, output'"
+BOTH_PARTS = "charge 'input, output' takes both itpm and otpm, and no tpm"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ("", TOTAL_ONLY),
+        ("itpm = 1\notpm = 1", TOTAL_ONLY),
+        ("tpm = 1\nitpm = 1", TOTAL_ONLY),
+        ("charge = 'input, output'\nitpm = 1", BOTH_PARTS),
+        ("charge = 'input, output'\notpm = 1", BOTH_PARTS),
+        ("charge = 'input, output'\ntpm = 1\nitpm = 1\notpm = 1", BOTH_PARTS),
+        (
+            "charge = 'input, output'\nrefill = 'windows'\nitpm = 1\notpm = 1",
+            "charge 'input, output' takes refill 'continuous'",
+        ),
+        ("tpm = 1\nslice_s = 5", "slice_s belongs to refill 'windows'"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(tmp_path: Path, limits: str, message: str) -> None:
+    file = tmp_path / "simulator.toml"
+    file.write_text(CONFIG.read_text().replace("tpm = 2_000_000", limits))
+    with pytest.raises(ConfigurationError) as refused:
+        load_config(file)
+    assert (refused.value.place, refused.value.reason) == ("key 'models.sim-small'", f"Value error, {message}")
+
+
+@pytest.mark.parametrize(
+    ("limits", "quotas"),
+    [
+        ("tpm = 9", {"requests": 3000, "tokens": 9}),
+        ("tpm = 9\ncharge = 'prompt + max_tokens'", {"requests": 3000, "tokens": 9}),
+        ("tpm = 9\nrefill = 'windows'\nslice_s = 1", {"requests": 3000, "tokens": 9}),
+        ("itpm = 9\notpm = 3\ncharge = 'input, output'", {"requests": 3000, "input_tokens": 9, "output_tokens": 3}),
+    ],
+)
+def test_limits_that_agree_are_the_quotas_of_the_model(tmp_path: Path, limits: str, quotas: dict[str, int]) -> None:
+    file = tmp_path / "simulator.toml"
+    file.write_text(CONFIG.read_text().replace("tpm = 2_000_000", limits))
+    assert load_config(file).models["sim-small"].quotas == quotas
+
+
+@pytest.mark.parametrize("slice_s", [0, 11])
+def test_a_slice_is_between_one_and_ten_seconds(tmp_path: Path, slice_s: int) -> None:
+    file = tmp_path / "simulator.toml"
+    file.write_text(CONFIG.read_text().replace("tpm = 2_000_000", f"tpm = 9\nrefill = 'windows'\nslice_s = {slice_s}"))
+    with pytest.raises(ConfigurationError) as refused:
+        load_config(file)
+    assert refused.value.place == "key 'models.sim-small.slice_s'"
+
+
 @pytest.mark.parametrize(("text", "place"), [(None, "the file itself"), ("seed = ", "its TOML"), ("", "key 'models'")])
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str | None, place: str) -> None:
     file = tmp_path / "simulator.toml"
@@ -89,6 +141,14 @@ def test_a_seen_prefix_is_cached_in_steps_of_128() -> None:
     assert cache.cached_tokens("acme", "sim", [system, second]) == 1024
     assert cache.cached_tokens("acme", "other", [system, second]) == 0
     assert cache.cached_tokens("acme", "sim", [first, system]) == 0
+
+
+def test_a_look_at_a_prompt_does_not_remember_it() -> None:
+    cache = PromptCache(min_tokens=1024)
+    prompt = [("user", "x" * 4 * 1020)]
+    assert [cache.cached_tokens("acme", "sim", prompt, remember=False) for _ in range(2)] == [0, 0]
+    assert cache.cached_tokens("acme", "sim", prompt) == 0
+    assert cache.cached_tokens("acme", "sim", prompt, remember=False) == 1024
 
 
 def test_a_prefix_below_the_least_length_is_never_cached() -> None:

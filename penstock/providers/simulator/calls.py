@@ -12,10 +12,12 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from penstock.providers.simulator.bodies import BodyModel, parse_json, validate
+from penstock.providers.simulator.charges import Demand
 from penstock.providers.simulator.config import ModelConfig
 from penstock.providers.simulator.delivery import Answer, Delivery
 from penstock.providers.simulator.faults import Fault, Stage, parse_fault
-from penstock.providers.simulator.limits import Excess, Meter, retry_headers
+from penstock.providers.simulator.headers import retry_headers
+from penstock.providers.simulator.limits import Excess, Meter
 from penstock.providers.simulator.refusals import Refusal
 from penstock.providers.simulator.state import State
 from penstock.providers.simulator.stats import UNKNOWN
@@ -57,10 +59,9 @@ class ModelEndpoint(ABC, Generic[BodyModel]):
         """Take the simulator's state."""
         self.state = state
 
-    @staticmethod
     @abstractmethod
-    def charge(body: BodyModel, model: ModelConfig) -> int:
-        """Give the tokens that are charged at admission; raise Refusal when the model cannot take the request."""
+    def demand(self, call: Call, body: BodyModel, model: ModelConfig) -> Demand:
+        """Give what the request brings; raise Refusal when the model cannot take it."""
 
     @abstractmethod
     async def work(self, call: Call, body: BodyModel, model: ModelConfig, fault: Fault | None) -> Done:
@@ -90,12 +91,12 @@ class ModelEndpoint(ABC, Generic[BodyModel]):
         body = validate(content, self.body)
         model = self._find_model(call.model)
         call.meter = self.state.limits.meter(call.account, call.model)
-        self._admit(call, call.meter, self.charge(body, model))
+        self._admit(call, call.meter, self.demand(call, body, model))
         fault = draw_fault(self.state, headers, Stage.ANSWER, call.account, call.model)
         done = await self.work(call, body, model, fault)
         if done.wait_ms:
             await asyncio.sleep(done.wait_ms / 1000)
-        self.state.bill(call.account, call.model, done.usage, call.client_request_id)
+        self._settle(call, call.meter, done.usage)
         return fault.deliver(done.answer) if fault else done.answer
 
     def _find_model(self, name: str) -> ModelConfig:
@@ -108,12 +109,18 @@ class ModelEndpoint(ABC, Generic[BodyModel]):
             raise Refusal(404, message, code="model_not_found", param="model")
         return model
 
-    @staticmethod
-    def _admit(call: Call, meter: Meter, tokens: int) -> None:
-        excess = meter.admit(tokens)
-        if excess is not None:
-            raise _refuse(excess)
+    def _admit(self, call: Call, meter: Meter, demand: Demand) -> None:
+        outcome = meter.admit(demand)
+        if isinstance(outcome, Excess):
+            raise _refuse(outcome)
         call.held.callback(meter.release)
+        self.state.charge(call.account, call.model, outcome)
+
+    def _settle(self, call: Call, meter: Meter, usage: Usage) -> None:
+        produced = meter.settle(usage.output_tokens)
+        if produced:
+            self.state.charge(call.account, call.model, produced)
+        self.state.bill(call.account, call.model, usage, call.client_request_id)
 
 
 def authenticate(headers: Headers) -> str:
@@ -144,9 +151,10 @@ def _bearer_key(headers: Headers) -> str:
 
 
 def _refuse(excess: Excess) -> Refusal:
-    kind = "tokens" if excess.resource == "tokens" else "requests"
+    resource = excess.resource.replace("_", " ")
+    kind = "tokens" if resource.endswith("tokens") else "requests"
     numbers = f"Limit {excess.limit}, Requested {excess.requested}."
     if excess.wait_s is None:
-        return Refusal(429, f"Request too large on tokens per minute: {numbers}", kind, "rate_limit_exceeded")
-    message = f"Rate limit reached on {excess.resource}: {numbers} Please try again in {excess.wait_s:.3f}s."
+        return Refusal(429, f"Request too large on {resource} per minute: {numbers}", kind, "rate_limit_exceeded")
+    message = f"Rate limit reached on {resource}: {numbers} Please try again in {excess.wait_s:.3f}s."
     return Refusal(429, message, kind, "rate_limit_exceeded", headers=retry_headers(excess.wait_s))

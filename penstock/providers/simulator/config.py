@@ -5,11 +5,12 @@ import random
 import tomllib
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from penstock.errors import ConfigurationError
+from penstock.providers.simulator.charges import Resource, Rule
 from penstock.schemas import Frozen, NanoDollars
 
 NANODOLLARS_PER_DOLLAR = 1_000_000_000
@@ -58,12 +59,46 @@ class ModelConfig(Frozen):
 
     kind: Literal["chat", "embedding"] = "chat"
     rpm: int = Field(gt=0, description="requests per minute and account")
-    tpm: int = Field(gt=0, description="tokens per minute and account")
+    tpm: int | None = Field(default=None, gt=0, description="tokens per minute and account")
+    itpm: int | None = Field(default=None, gt=0, description="input tokens per minute and account, with otpm")
+    otpm: int | None = Field(default=None, gt=0, description="output tokens per minute and account, with itpm")
+    charge: Rule = Field(default="max(prompt, max_tokens)", description="what a call uses up")
+    refill: Literal["continuous", "windows"] = "continuous"
+    slice_s: int = Field(default=10, ge=1, le=10, description="seconds in which requests are counted, with windows")
     max_concurrency: int = Field(gt=0, description="requests in flight per account")
     context_window: int = Field(gt=0, description="tokens of prompt and answer together")
     max_output: int = Field(gt=0, description="tokens of one answer")
     latency: Latency = Latency()
     prices: Prices
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.charge == "input, output":
+            if self.itpm is None or self.otpm is None or self.tpm is not None:
+                raise ValueError("charge 'input, output' takes both itpm and otpm, and no tpm")
+            if self.refill == "windows":
+                raise ValueError("charge 'input, output' takes refill 'continuous'")
+        elif self.tpm is None or self.itpm is not None or self.otpm is not None:
+            raise ValueError(f"charge {self.charge!r} takes tpm; itpm and otpm belong to charge 'input, output'")
+        if self.refill == "continuous" and "slice_s" in self.model_fields_set:
+            raise ValueError("slice_s belongs to refill 'windows'")
+        return self
+
+    @property
+    def quotas(self) -> dict[Resource, int]:
+        """Give what a minute allows of each resource that is limited, requests first."""
+        limits: dict[Resource, int | None] = {
+            "requests": self.rpm,
+            "tokens": self.tpm,
+            "input_tokens": self.itpm,
+            "output_tokens": self.otpm,
+        }
+        return {resource: limit for resource, limit in limits.items() if limit is not None}
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Give all limits by their names in the file, without those that the model has not."""
+        return self.model_dump(include={"rpm", "tpm", "itpm", "otpm", "max_concurrency"}, exclude_none=True)
 
 
 class SimulatorConfig(Frozen):
@@ -72,6 +107,7 @@ class SimulatorConfig(Frozen):
     seed: int = Field(default=0, description="of latencies and of faults with a probability")
     burst_s: float = Field(default=10.0, gt=0, description="seconds of rate that a token bucket can hold")
     charge_rejected: bool = Field(default=False, description="a call refused with 429 uses up a request")
+    rate_limit_headers: bool = Field(default=True, description="answers show the limits")
     prompt_cache_min_tokens: int = Field(default=1024, ge=1, description="shorter prefixes are never cached input")
     models: dict[str, ModelConfig] = Field(min_length=1)
 

@@ -1,14 +1,15 @@
 """How a test or a bench looks at the simulator and tells it what to do. It must not know how a call is served."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 
-from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, FiniteFloat, TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from penstock.providers.simulator.bodies import Body, parse_json
+from penstock.providers.simulator.bodies import Body, parse_json, validate
 from penstock.providers.simulator.calls import authenticate, draw_fault
 from penstock.providers.simulator.delivery import Answer, Delivery
 from penstock.providers.simulator.faults import Fault, Stage
+from penstock.providers.simulator.limits import LimitChange
 from penstock.providers.simulator.refusals import Refusal
 from penstock.providers.simulator.state import State
 
@@ -53,6 +54,14 @@ class Control:
         """Give the counts."""
         return Answer.json(self.state.stats.report())
 
+    async def accepted(self, request: Request) -> Delivery:
+        """Give the newest charges, of a model and from a monotonic time on, if asked."""
+        model = request.query_params.get("model")
+        if model is not None:
+            _check_model(model, self.state.config.models)
+        since_s = _parse_since_s(request.query_params.get("since", "0"))
+        return Answer.json(self.state.accepted.rows(since_s, model))
+
     @staticmethod
     async def health(_request: Request) -> Delivery:
         """Say that the server is there."""
@@ -62,6 +71,16 @@ class Control:
         """Go back to the beginning."""
         self.state.reset()
         return Answer.json({"status": "reset"})
+
+    async def post_limits(self, request: Request) -> Delivery:
+        """Change limits: all that were given, or none; answer with those that hold now."""
+        change = validate(parse_json(await request.body()), LimitChange)
+        _check_model(change.model, self.state.config.models)
+        for foreign in sorted(change.limits.keys() - self.state.config.models[change.model].limits.keys()):
+            message = f"Invalid '{foreign}': this model has no such limit."
+            raise Refusal(400, message, code="invalid_value", param=foreign)
+        limits = self.state.limits.change(change).limits
+        return Answer.json({"model": change.model, "account": change.account, **limits})
 
     async def post_faults(self, request: Request) -> Delivery:
         """Append faults to the script: all of them or none."""
@@ -84,6 +103,19 @@ def _parse_since(text: str | None) -> AwareDatetime | None:
     except ValidationError as error:
         message = "Invalid 'since': give an ISO 8601 time with its offset, such as 2026-01-31T12:00:00Z."
         raise Refusal(400, message, code="invalid_value", param="since") from error
+
+
+def _parse_since_s(text: str) -> float:
+    try:
+        return TypeAdapter(FiniteFloat).validate_python(text)
+    except ValidationError as error:
+        message = "Invalid 'since': give seconds of the simulator's monotonic clock, such as 12.5."
+        raise Refusal(400, message, code="invalid_value", param="since") from error
+
+
+def _check_model(name: str, models: Container[str]) -> None:
+    if name not in models:
+        raise Refusal(400, "Invalid 'model': there is no such model.", code="invalid_value", param="model")
 
 
 def _parse_faults(content: object) -> list[Fault]:

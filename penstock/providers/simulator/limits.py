@@ -1,131 +1,128 @@
-"""What an account may send to a model per minute and at once. It must not know what a request says.
+"""What an account may send to a model per minute and at once. It must not know what a call says.
 
-Continuous token buckets: a bucket holds `burst_s` seconds of its rate. A request larger than the bucket waits for a
-full one and leaves it in debt; one larger than a whole minute's rate never fits.
+All or nothing: a request that is refused takes nothing. One larger than a whole minute's quota never fits.
 """
 
-import math
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.clock import Clock
-from penstock.providers.simulator.config import ModelConfig, SimulatorConfig
+from pydantic import Field, model_validator
 
-SECONDS_PER_MINUTE = 60
-MS_PER_S = 1000
-ROUNDING = 1e-6
-Resource = Literal["requests", "tokens", "concurrency"]
+from penstock.clock import Clock
+from penstock.providers.simulator.bodies import Body
+from penstock.providers.simulator.charges import Charge, Demand, Resource
+from penstock.providers.simulator.config import ModelConfig, SimulatorConfig
+from penstock.providers.simulator.gauges import make_gauges
+from penstock.providers.simulator.headers import MS_PER_S, anthropic_headers, openai_headers
 
 
 @dataclass(frozen=True)
 class Excess:
     """Why a request was not admitted. `wait_s` is None when no waiting helps."""
 
-    resource: Resource
+    resource: Resource | Literal["concurrency"]
     limit: int
     requested: int
     wait_s: float | None
 
 
-class TokenBucket:
-    """A level that rises by `per_minute` a minute up to `burst_s` seconds' worth, and at least one unit."""
+class LimitChange(Body):
+    """Other limits of a model, for one account or, without one, for all of them; None leaves a limit as it is."""
 
-    def __init__(self, per_minute: int, burst_s: float, now_s: float) -> None:
-        """Start full."""
-        self.per_minute = per_minute
-        self._rate_per_s = per_minute / SECONDS_PER_MINUTE
-        self._capacity = max(1.0, self._rate_per_s * burst_s)
-        self._level = self._capacity
-        self._at_s = now_s
+    model: str
+    account: str | None = Field(default=None, min_length=1)
+    rpm: int | None = Field(default=None, gt=0)
+    tpm: int | None = Field(default=None, gt=0)
+    itpm: int | None = Field(default=None, gt=0)
+    otpm: int | None = Field(default=None, gt=0)
+    max_concurrency: int | None = Field(default=None, gt=0)
 
-    def refill(self, now_s: float) -> None:
-        """Bring the level up to the time `now_s`."""
-        self._level = min(self._capacity, self._level + (now_s - self._at_s) * self._rate_per_s)
-        self._at_s = now_s
-
-    def wait_s(self, amount: int) -> float:
-        """Give the seconds until `amount` would be admitted; 0 is now."""
-        lacking = min(amount, self._capacity) - self._level
-        return lacking / self._rate_per_s if lacking > ROUNDING else 0.0
-
-    def take(self, amount: int) -> None:
-        """Take the amount, into debt if it is larger than the bucket."""
-        self._level -= amount
-
-    def penalise(self) -> None:
-        """Take one unit for a refused call, never into debt."""
-        self._level = min(self._level, max(0.0, self._level - 1))
+    @model_validator(mode="after")
+    def _have_a_limit(self) -> "LimitChange":
+        if not self.limits:
+            msg = "give at least one of rpm, tpm, itpm, otpm, max_concurrency"
+            raise ValueError(msg)
+        return self
 
     @property
-    def remaining(self) -> int:
-        """Give the whole units that could be taken now."""
-        return max(0, math.floor(self._level + ROUNDING))
-
-    @property
-    def reset_s(self) -> float:
-        """Give the seconds until the bucket is full."""
-        return max(0.0, (self._capacity - self._level) / self._rate_per_s)
+    def limits(self) -> dict[str, int]:
+        """Give the limits that change, by their names in the configuration."""
+        return self.model_dump(exclude={"model", "account"}, exclude_none=True)
 
 
 class Meter:
     """One account at one model."""
 
     def __init__(self, model: ModelConfig, config: SimulatorConfig, clock: Clock) -> None:
-        """Start with full buckets and nothing in flight."""
-        now_s = clock.monotonic_s()
-        self._model = model
-        self._charge_rejected = config.charge_rejected
+        """Start with nothing used and nothing in flight."""
+        self.model = model
+        self._config = config
         self._clock = clock
-        self._requests = TokenBucket(model.rpm, config.burst_s, now_s)
-        self._tokens = TokenBucket(model.tpm, config.burst_s, now_s)
+        self._gauges = make_gauges(model, config.burst_s, clock.monotonic_s())
         self._in_flight = 0
 
-    def admit(self, tokens: int) -> Excess | None:
-        """Take a request, its tokens and a place, or nothing; whoever is admitted must call `release`."""
-        self._refill()
-        excess = self._excess(tokens)
+    def admit(self, demand: Demand) -> Charge | Excess:
+        """Take what a request is charged and a place, or nothing; whoever is admitted must call `release`."""
+        now_s = self._advance()
+        amounts = demand.amounts(self.model.charge)
+        excess = self._excess(amounts)
         if excess is None:
-            self._requests.take(1)
-            self._tokens.take(tokens)
             self._in_flight += 1
-        elif self._charge_rejected:
-            self._requests.penalise()
+            return self._take(now_s, amounts)
+        if self._config.charge_rejected:
+            self._gauges["requests"].penalise()
         return excess
 
+    def settle(self, output_tokens: int) -> Charge | None:
+        """Take the output that was produced, into debt if need be; None where admission has charged for it."""
+        if self.model.charge != "input, output":
+            return None
+        return self._take(self._advance(), {"requests": 0, "input_tokens": 0, "output_tokens": output_tokens})
+
     def release(self) -> None:
-        """Give the place back; tokens are not given back."""
+        """Give the place back; what was charged is not given back."""
         self._in_flight -= 1
 
+    def change(self, limits: Mapping[str, int]) -> None:
+        """Have other limits from now on."""
+        self._advance()
+        self.model = self.model.model_copy(update=limits)
+        for resource, per_minute in self.model.quotas.items():
+            self._gauges[resource].change(per_minute)
+
     def headers(self) -> dict[str, str]:
-        """Give OpenAI's x-ratelimit headers as of now."""
-        self._refill()
-        shown = {"requests": self._requests, "tokens": self._tokens}
-        return {
-            f"x-ratelimit-{what}-{name}": value
-            for name, bucket in shown.items()
-            for what, value in (
-                ("limit", str(bucket.per_minute)),
-                ("remaining", str(bucket.remaining)),
-                ("reset", format_duration(bucket.reset_s)),
-            )
-        }
+        """Give the limits as of now in the provider's headers, or none where they are not sent."""
+        if not self._config.rate_limit_headers:
+            return {}
+        self._advance()
+        if self.model.charge == "input, output":
+            return anthropic_headers(self._gauges, self._clock.now())
+        return openai_headers(self._gauges)
 
-    def _refill(self) -> None:
+    def _advance(self) -> float:
         now_s = self._clock.monotonic_s()
-        self._requests.refill(now_s)
-        self._tokens.refill(now_s)
+        for gauge in self._gauges.values():
+            gauge.advance(now_s)
+        return now_s
 
-    def _excess(self, tokens: int) -> Excess | None:
-        if tokens > self._model.tpm:
-            return Excess("tokens", self._model.tpm, tokens, None)
-        waits = {"requests": self._requests.wait_s(1), "tokens": self._tokens.wait_s(tokens)}
-        wait_s = max(waits.values())
-        if waits["requests"]:
-            return Excess("requests", self._model.rpm, 1, wait_s)
-        if waits["tokens"]:
-            return Excess("tokens", self._model.tpm, tokens, wait_s)
-        if self._in_flight >= self._model.max_concurrency:
-            return Excess("concurrency", self._model.max_concurrency, 1, self._model.latency.median_ms / 1000)
+    def _take(self, now_s: float, amounts: Mapping[Resource, int]) -> Charge:
+        for resource, amount in amounts.items():
+            self._gauges[resource].take(amount)
+        return Charge(now_s, amounts)
+
+    def _excess(self, amounts: Mapping[Resource, int]) -> Excess | None:
+        limits = self.model.quotas
+        for resource, amount in amounts.items():
+            if amount > limits[resource]:
+                return Excess(resource, limits[resource], amount, None)
+        waits = {resource: self._gauges[resource].wait_s(amount) for resource, amount in amounts.items()}
+        for resource, wait_s in waits.items():
+            if wait_s:
+                return Excess(resource, limits[resource], amounts[resource], max(waits.values()))
+        if self._in_flight >= self.model.max_concurrency:
+            return Excess("concurrency", self.model.max_concurrency, 1, self.model.latency.median_ms / MS_PER_S)
         return None
 
 
@@ -136,29 +133,23 @@ class Limits:
         """Start without any."""
         self._config = config
         self._clock = clock
-        self._meters: dict[tuple[str, str], Meter] = {}
+        self._models = dict(config.models)
+        self._meters: defaultdict[str, dict[str, Meter]] = defaultdict(dict)
 
     def meter(self, account: str, model: str) -> Meter:
         """Give the meter of an account at a configured model."""
-        key = (account, model)
-        if key not in self._meters:
-            self._meters[key] = Meter(self._config.models[model], self._config, self._clock)
-        return self._meters[key]
+        meters = self._meters[model]
+        if account not in meters:
+            meters[account] = Meter(self._models[model], self._config, self._clock)
+        return meters[account]
 
-
-def retry_headers(wait_s: float) -> dict[str, str]:
-    """Give Retry-After in whole seconds, rounded up and at least 1, and the exact wait as retry-after-ms."""
-    exact_s = round(wait_s, 6)
-    return {
-        "retry-after": str(max(1, math.ceil(exact_s))),
-        "retry-after-ms": str(math.ceil(round(exact_s * MS_PER_S, 3))),
-    }
-
-
-def format_duration(seconds: float) -> str:
-    """Write a duration as OpenAI's reset headers do: 12ms, 1.5s, 6m0s."""
-    ms = math.ceil(round(seconds * MS_PER_S, 3))
-    if ms < MS_PER_S:
-        return f"{ms}ms"
-    minutes, rest_ms = divmod(ms, SECONDS_PER_MINUTE * MS_PER_S)
-    return f"{minutes}m{rest_ms / MS_PER_S:g}s" if minutes else f"{rest_ms / MS_PER_S:g}s"
+    def change(self, change: LimitChange) -> ModelConfig:
+        """Change limits that a configured model has; give the model as it is now for whom they changed."""
+        if change.account is not None:
+            meter = self.meter(change.account, change.model)
+            meter.change(change.limits)
+            return meter.model
+        for meter in self._meters[change.model].values():
+            meter.change(change.limits)
+        self._models[change.model] = self._models[change.model].model_copy(update=change.limits)
+        return self._models[change.model]

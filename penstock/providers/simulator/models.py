@@ -7,6 +7,7 @@ from uuid import uuid4
 from penstock.providers.simulator.answers import embed, encode_vector, find_document
 from penstock.providers.simulator.bodies import ChatRequest, EmbeddingRequest
 from penstock.providers.simulator.calls import Call, Done, ModelEndpoint
+from penstock.providers.simulator.charges import Demand
 from penstock.providers.simulator.completions import Completion
 from penstock.providers.simulator.config import ModelConfig
 from penstock.providers.simulator.delivery import Answer
@@ -25,9 +26,8 @@ class ChatEndpoint(ModelEndpoint[ChatRequest]):
     kind: Literal["chat", "embedding"] = "chat"
     body = ChatRequest
 
-    @staticmethod
-    def charge(body: ChatRequest, model: ModelConfig) -> int:
-        """Charge the larger of the prompt and the most tokens that the answer may have, as OpenAI does."""
+    def demand(self, call: Call, body: ChatRequest, model: ModelConfig) -> Demand:
+        """Bring the prompt and the most tokens that the answer may have; 0 where the client does not say."""
         most = body.limit or 0
         if most > model.max_output:
             message = f"max_tokens is too large: this model gives at most {model.max_output} completion tokens."
@@ -35,14 +35,17 @@ class ChatEndpoint(ModelEndpoint[ChatRequest]):
         _check_context(body.prompt_tokens, most, model, "messages")
         if body.response_format.json_schema:
             check_schema(body.response_format.json_schema.json_schema)
-        return max(body.prompt_tokens, most)
+        return Demand(body.prompt_tokens, most, self._cached_tokens(call, body, remember=False))
 
     async def work(self, call: Call, body: ChatRequest, model: ModelConfig, fault: Fault | None) -> Done:
         """Summarise the document of the last user message, in the form that was asked for."""
+        cached = self._cached_tokens(call, body, remember=True)  # before anything is awaited: as at admission
         summary = await self.state.summariser.summary(_find_subject(body))
         text = _say(body, summary)
         said = cut_to_tokens(text, body.limit or min(model.max_output, model.context_window - body.prompt_tokens))
-        usage = self._measure(call, body, said)
+        usage = Usage(
+            input_tokens=body.prompt_tokens - cached, cached_input_tokens=cached, output_tokens=count_tokens(said)
+        )
         completion = Completion(
             id=f"chatcmpl-{uuid4().hex}",
             created=int(self.state.clock.now().timestamp()),
@@ -54,12 +57,9 @@ class ChatEndpoint(ModelEndpoint[ChatRequest]):
         )
         return Done(usage, self._wait_ms(body, model, usage, fault), _deliver(call, body, model, completion))
 
-    def _measure(self, call: Call, body: ChatRequest, said: str) -> Usage:
+    def _cached_tokens(self, call: Call, body: ChatRequest, *, remember: bool) -> int:
         messages = [(message.role, message.text) for message in body.messages]
-        cached = self.state.prompt_cache.cached_tokens(call.account, call.model, messages)
-        return Usage(
-            input_tokens=body.prompt_tokens - cached, cached_input_tokens=cached, output_tokens=count_tokens(said)
-        )
+        return self.state.prompt_cache.cached_tokens(call.account, call.model, messages, remember=remember)
 
     def _wait_ms(self, body: ChatRequest, model: ModelConfig, usage: Usage, fault: Fault | None) -> float:
         first_ms = model.latency.first_token_ms(self.state.latencies)
@@ -73,14 +73,13 @@ class EmbeddingEndpoint(ModelEndpoint[EmbeddingRequest]):
     kind: Literal["chat", "embedding"] = "embedding"
     body = EmbeddingRequest
 
-    @staticmethod
-    def charge(body: EmbeddingRequest, model: ModelConfig) -> int:
-        """Charge the tokens of all inputs."""
+    def demand(self, call: Call, body: EmbeddingRequest, model: ModelConfig) -> Demand:  # noqa: ARG002 - as for chat
+        """Bring the tokens of all inputs."""
         if len(body.texts) > MAX_INPUTS:
             raise Refusal(400, f"Invalid 'input': at most {MAX_INPUTS} texts.", code="invalid_value", param="input")
         for text in body.texts:
             _check_context(count_tokens(text), 0, model, "input")
-        return sum(map(count_tokens, body.texts))
+        return Demand(sum(map(count_tokens, body.texts)))
 
     async def work(self, call: Call, body: EmbeddingRequest, model: ModelConfig, fault: Fault | None) -> Done:
         """Embed every input."""

@@ -3,7 +3,9 @@
 import random
 
 from penstock.clock import Clock
+from penstock.providers.simulator.accepted import Accepted
 from penstock.providers.simulator.answers import Summariser
+from penstock.providers.simulator.charges import Charge
 from penstock.providers.simulator.config import SimulatorConfig
 from penstock.providers.simulator.faults import Script
 from penstock.providers.simulator.invoice import Invoice, Line, price
@@ -29,10 +31,16 @@ class State:
         """Forget counts, invoice, faults, limits and cached prompts; calls in flight go on."""
         self.latencies = random.Random(self.config.seed)  # noqa: S311 - repeatable latencies are wanted
         self.limits = Limits(self.config, self.clock)
+        self.accepted = Accepted()
         self.invoice = Invoice()
         self.prompt_cache = PromptCache(self.config.prompt_cache_min_tokens)
         self.script.clear()
         self.stats.clear()
+
+    def charge(self, account: str, model: str, charge: Charge) -> None:
+        """Write down what was taken from an account's quotas."""
+        self.accepted.add(account, model, charge)
+        self.stats.charged(account, model, charge)
 
     def bill(self, account: str, model: str, usage: Usage, client_request_id: str | None) -> None:
         """Write the line of a call for which the work is done."""

@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from penstock.providers.simulator.charges import Charge, Resource
+
 UNKNOWN = "unknown"
 CLOSED = "closed"
 
@@ -21,6 +23,7 @@ class Stats:
         self._received: Counter[str] = Counter()
         self._answered: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._peak: Counter[str] = Counter(self._in_flight)
+        self._charged: defaultdict[str, defaultdict[str, Counter[Resource]]] = defaultdict(lambda: defaultdict(Counter))
 
     @contextmanager
     def request(self, model: str) -> Generator[None, None, None]:
@@ -37,6 +40,10 @@ class Stats:
         """Count how a request is answered."""
         self._answered[model][CLOSED if status is None else str(status)] += 1
 
+    def charged(self, account: str, model: str, charge: Charge) -> None:
+        """Add up what an account was charged."""
+        self._charged[model][account].update(charge.amounts)
+
     def report(self) -> dict[str, object]:
         """Give all counts."""
         return {
@@ -47,6 +54,7 @@ class Stats:
                     "statuses": dict(self._answered[model]),
                     "in_flight": self._in_flight[model],
                     "peak_in_flight": self._peak[model],
+                    "charged": self._charged[model],
                 }
                 for model, count in self._received.items()
             },

@@ -34,19 +34,23 @@ class PromptCache:
         self._min_tokens = min_tokens
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
-    def cached_tokens(self, account: str, model: str, messages: Sequence[tuple[str, str]]) -> int:
-        """Remember a prompt of (role, text) messages; give how many of its tokens had been seen, in steps of 128."""
+    def cached_tokens(
+        self, account: str, model: str, messages: Sequence[tuple[str, str]], *, remember: bool = True
+    ) -> int:
+        """Give how many tokens of a prompt of (role, text) messages had been seen, in steps of 128; remember it."""
         digest = hashlib.sha256(repr((account, model)).encode())
         total = cached = 0
         for role, text in messages:
             digest.update(f"{role}\0{len(text)}\0{text}".encode("utf-8", "replace"))
             total += count_message(text)
-            if total >= self._min_tokens and self._remember(digest.digest()):
+            if total >= self._min_tokens and self._look(digest.digest(), remember=remember):
                 cached = total
         return cached - cached % CACHE_STEP
 
-    def _remember(self, prefix: bytes) -> bool:
+    def _look(self, prefix: bytes, *, remember: bool) -> bool:
         known = prefix in self._seen
+        if not remember:
+            return known
         self._seen[prefix] = None
         self._seen.move_to_end(prefix)
         if len(self._seen) > CACHED_PREFIXES:

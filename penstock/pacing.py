@@ -1,0 +1,70 @@
+"""How much of a tier's work could be admitted soon. It must not know which jobs there are.
+
+The feeder releases no more than this, so that what cannot be admitted waits as rows and takes nobody's slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from penstock.gates.breaker import BreakerSettings, BreakerState, read_status
+from penstock.gates.limiter import Room, look
+from penstock.gates.scripts import SyncScripts
+from penstock.providers.base import Deployment
+from penstock.routing import Catalogue
+from penstock.schemas import Lane, Resource
+
+Number = TypeVar("Number", int, float)
+
+HORIZON_S = 1.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a lane of a tier could admit within HORIZON_S; None is without bound.
+
+    None of the tier's models can be asked at all when `is_unavailable`.
+    """
+
+    jobs: int | None = None
+    tokens: float | None = None
+    is_unavailable: bool = False
+
+
+UNBOUND = Pace()
+UNAVAILABLE = Pace(jobs=0, tokens=0.0, is_unavailable=True)
+
+
+def pace(scripts: SyncScripts, catalogue: Catalogue, tier: str, lane: Lane) -> Pace:
+    """Sum the room of the deployments of a tier that may be called; raise RedisError when Redis is away."""
+    paces = [_pace_of(scripts, deployment, lane) for deployment in catalogue.deployments(tier)]
+    open_ones = [each for each in paces if not each.is_unavailable]
+    if not open_ones:
+        return UNAVAILABLE
+    return Pace(
+        jobs=_sum([each.jobs for each in open_ones]),
+        tokens=_sum([each.tokens for each in open_ones]),
+    )
+
+
+def _pace_of(scripts: SyncScripts, deployment: Deployment, lane: Lane) -> Pace:
+    status = read_status(scripts, deployment.name, BreakerSettings())
+    if status.wait_s > 0:
+        return UNAVAILABLE
+    if status.state is not BreakerState.CLOSED:
+        return Pace(jobs=1)
+    if deployment.quota is None:
+        return UNBOUND
+    return _of_room(look(scripts, deployment.quota, lane, horizon_s=HORIZON_S))
+
+
+def _of_room(room: Room) -> Pace:
+    tokens = [units for name, units in room.units.items() if name is not Resource.REQUESTS]
+    calls = [float(room.places)] if room.places is not None else []
+    calls += [room.units[Resource.REQUESTS]] if Resource.REQUESTS in room.units else []
+    return Pace(jobs=int(min(calls)) if calls else None, tokens=min(tokens) if tokens else None)
+
+
+def _sum(parts: Sequence[Number | None]) -> Number | None:
+    known = [part for part in parts if part is not None]
+    return sum(known, start=type(known[0])()) if len(known) == len(parts) else None

@@ -1,0 +1,94 @@
+"""What came back from a provider, checked part by part, and what its headers say. It must not know any library."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.errors import ProviderError, Reason
+from penstock.providers.base import Deployment
+from penstock.schemas import ModelAnswer, ReportedLimit, ReportedLimits, Resource, Usage
+
+HEADERS = {
+    Resource.REQUESTS: ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}"),
+    Resource.TOKENS: ("x-ratelimit-{}-tokens",),
+    Resource.INPUT_TOKENS: ("anthropic-ratelimit-input-tokens-{}",),
+    Resource.OUTPUT_TOKENS: ("anthropic-ratelimit-output-tokens-{}",),
+}
+"""OpenAI's headers of rate limits, which many speak, and Anthropic's; `{}` is `limit` or `remaining`."""
+
+
+def read_answer(response: Any, deployment: Deployment, headers: Mapping[str, str]) -> ModelAnswer:
+    """Check an answer part by part; raise ProviderError naming the part, with the usage that it will bill."""
+    usage = read_usage(response.usage)
+    if not response.choices:
+        raise malformed("no choices", usage)
+    choice = response.choices[0]
+    text, finish_reason = choice.message.content, choice.finish_reason
+    if text is None and refused(choice.message):
+        finish_reason = "content_filter"
+    if text is None and finish_reason not in {"length", "content_filter"}:
+        raise malformed("no content", usage)
+    if usage.output_tokens == 0 and finish_reason == "length":
+        # LiteLLM's own answer to a 400 "max_tokens was reached"; the usage is its guess, and no truth to settle.
+        raise ProviderError(Reason.OUTPUT_TRUNCATED, "max_tokens leaves no room for an answer")
+    if usage.output_tokens == 0 and finish_reason != "content_filter":
+        raise malformed("usage without output")
+    served = response.model or deployment.model
+    return ModelAnswer(
+        text=text or "", model_served=served, finish_reason=finish_reason, usage=usage, limits=read_limits(headers)
+    )
+
+
+def refused(message: Any) -> bool:
+    """Tell whether the model refused in the field that structured outputs have for it."""
+    return bool((getattr(message, "provider_specific_fields", None) or {}).get("refusal"))
+
+
+def read_usage(usage: Any) -> Usage:
+    """Turn LiteLLM's counts into price classes; raise ProviderError if they cannot be true.
+
+    LiteLLM brings all providers to OpenAI's form: `prompt_tokens` includes what was read from the cache (for
+    Anthropic, whose own `input_tokens` do not, it adds them), and `prompt_tokens_details.cached_tokens` says how
+    much that was. A missing count arrives as 0, and no prompt has 0 tokens.
+    """
+    prompt, output = usage.prompt_tokens, usage.completion_tokens
+    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+    if not (is_count(prompt) and is_count(output) and is_count(cached) and cached <= prompt != 0):
+        raise malformed("usage is missing or contradicts itself")
+    return Usage(input_tokens=prompt - cached, cached_input_tokens=cached, output_tokens=output)
+
+
+def is_count(value: object) -> bool:
+    """Tell whether a value is a number of tokens; True is an int, and no number."""
+    return type(value) is int and value >= 0
+
+
+def malformed(part: str, usage: Usage | None = None) -> ProviderError:
+    """Make the error for an answer that cannot be used."""
+    return ProviderError(Reason.MALFORMED_ANSWER, part, status=200, usage=usage)
+
+
+def read_limits(headers: Mapping[str, str]) -> ReportedLimits:
+    """Read what the headers say about the quota; a header that is no number is not there."""
+    return tuple(
+        ReportedLimit(
+            resource=resource,
+            per_minute=_first(headers, names, "limit"),
+            remaining=_first(headers, names, "remaining"),
+        )
+        for resource, names in HEADERS.items()
+        if any(name.format("limit") in headers or name.format("remaining") in headers for name in names)
+    )
+
+
+def seconds(value: str | None) -> float | None:
+    """Read a header's number, or None if it is no finite number from 0."""
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _first(headers: Mapping[str, str], names: tuple[str, ...], what: str) -> float | None:
+    return next((number for name in names if (number := seconds(headers.get(name.format(what)))) is not None), None)
