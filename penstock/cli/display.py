@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,9 +27,10 @@ def print_jobs(jobs: Sequence[Any], *, as_json: bool, results: bool = False) -> 
     table = Table("id", "tenant", "tier", "lane", "prompt", "state", "attempts", "created", "reason")
     for job in jobs:
         prompt = f"{job.prompt.id}@{job.prompt.version}"
+        state = f"{job.state} (degraded)" if job.degraded else job.state
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(
-            str(job.id), job.tenant, job.tier, job.lane, prompt, job.state, str(job.attempts), created, job.reason or ""
+            str(job.id), job.tenant, job.tier, job.lane, prompt, state, str(job.attempts), created, job.reason or ""
         )
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 
@@ -52,6 +54,20 @@ def show(client: Any, job_id: UUID, *, as_json: bool) -> None:
         )
     if job.result:
         click.echo(f"\n{job.result}")
+
+
+def print_explanation(explanation: Any, *, as_json: bool) -> None:
+    """Print why a job waits, in a line."""
+    until = explanation.until
+    if as_json:
+        described = vars(explanation) | {"until": until.isoformat() if until else None}
+        click.echo(json.dumps(described))
+        return
+    when = ""
+    if until is not None:
+        left_s = max(0.0, (until - datetime.now(UTC)).total_seconds())
+        when = f", until {until.astimezone():%Y-%m-%d %H:%M:%S} (in {left_s:.1f} s)"
+    click.echo(f"{explanation.cause}: {explanation.detail}{when}")
 
 
 def report(done: Sequence[UUID], asked: Sequence[UUID], verb: str, otherwise: str) -> None:

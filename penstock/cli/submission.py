@@ -9,7 +9,7 @@ import click
 
 from penstock.cli.display import print_jobs
 from penstock.cli.options import as_json, with_client
-from penstock.schemas import JobState, Lane
+from penstock.schemas import JobState, Lane, OnUnavailable
 
 FAILED = 1
 
@@ -23,6 +23,13 @@ FAILED = 1
 @click.option("--tier", help="The prompt's own if not given.")
 @click.option("--lane", default=Lane.INTERACTIVE.value, type=click.Choice([lane.value for lane in Lane]))
 @click.option("--priority", default=5, show_default=True, help="0 to 9; 9 goes first.")
+@click.option(
+    "--on-unavailable",
+    default=OnUnavailable.WAIT.value,
+    type=click.Choice([choice.value for choice in OnUnavailable]),
+    help="What to do when no model can be asked.",
+    show_default=True,
+)
 @click.option("--wait", is_flag=True, help="Wait for the results and print them.")
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait at most.")
 @as_json

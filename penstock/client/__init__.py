@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection
@@ -29,15 +29,18 @@ from penstock.errors import (
     WaitTimeoutError,
 )
 from penstock.intake import Intake
-from penstock.jobs import dead_letters, queries
+from penstock.jobs import dead_letters, queries, reruns
 from penstock.jobs.queries import Attempt, Filter
 from penstock.jobs.release import Release
 from penstock.jobs.submission import Accepted, NewJob, submit
 from penstock.money import ledger
 from penstock.money.ledger import LedgerTotals
-from penstock.schemas import Job, JobState, Lane
+from penstock.schemas import Job, JobState, Lane, OnUnavailable
 from penstock.settings import Settings, default_settings
 from penstock.store.db import sync_engine
+
+if TYPE_CHECKING:
+    from penstock.waiting import Explanation
 
 __all__ = ["Client"]
 
@@ -87,6 +90,7 @@ class Client:
         priority: int = 5,
         idempotency_key: str | None = None,
         deadline: datetime | None = None,
+        on_unavailable: OnUnavailable | str = OnUnavailable.WAIT,
         metadata: Mapping[str, str] | None = None,
         connection: Connection | None = None,
     ) -> UUID:
@@ -107,6 +111,7 @@ class Client:
             "priority": priority,
             "idempotency_key": idempotency_key,
             "deadline": deadline,
+            "on_unavailable": on_unavailable,
             "metadata": {} if metadata is None else metadata,
         }
         return self._submit([self._accept(fields)], connection)[0]
@@ -191,6 +196,33 @@ class Client:
         """Give every attempt of a job, the oldest first."""
         with self._engine.connect() as connection:
             return queries.attempts(connection, _key(job_id))
+
+    def why(self, job_id: UUID | str) -> "Explanation":
+        """Say why a job is not running: what it waits for, and until when where that is known.
+
+        Raises JobNotFoundError, and ConfigurationError if models.toml is not here.
+        """
+        from penstock.gates.scripts import SyncScripts
+        from penstock.jobs.waiting import standing
+        from penstock.routing import Catalogue
+        from penstock.store.redis import sync_redis
+        from penstock.tenants import Tenants
+        from penstock.waiting import Gates, explain
+
+        with self._engine.connect() as connection:
+            job = standing(connection, _key(job_id))
+        if job is None:
+            raise JobNotFoundError(f"there is no job {job_id}")
+        folder = self._settings.config
+        with sync_redis(self._settings.require_redis_url()) as redis:
+            return explain(
+                job, Gates(SyncScripts(redis), Catalogue.load(folder, with_keys=False), Tenants.load(folder))
+            )
+
+    def rerun(self, job_ids: Iterable[UUID]) -> list[UUID]:
+        """Queue jobs with a degraded result anew, to wait for a model, and give the ids of those that had one."""
+        with self._engine.begin() as connection:
+            return reruns.rerun(connection, list(job_ids))
 
     def replay(self, job_ids: Iterable[UUID]) -> list[UUID]:
         """Queue dead jobs anew and give the ids of those that were dead and can run."""

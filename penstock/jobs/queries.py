@@ -34,6 +34,7 @@ LIST = text(
         AND (CAST(:state AS text) IS NULL OR state = :state)
         AND (CAST(:tier AS text) IS NULL OR tier = :tier)
         AND (CAST(:reason AS text) IS NULL OR reason = :reason)
+        AND (NOT :only_degraded OR results.degraded)
         AND (CAST(:since AS timestamptz) IS NULL OR coalesce(ended_at, created_at) >= :since)
     ORDER BY created_at DESC, id LIMIT :most
 """
@@ -68,6 +69,7 @@ class Filter:
     tier: str | None = None
     reason: Reason | None = None
     since: datetime | None = None
+    only_degraded: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def find(connection: Connection, which: Filter, *, most: int) -> list[Job]:
         "tier": which.tier,
         "reason": which.reason,
         "since": which.since,
+        "only_degraded": which.only_degraded,
         "most": most,
     }
     return [_job(row) for row in connection.execute(LIST, values)]

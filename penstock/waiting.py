@@ -1,0 +1,128 @@
+"""Why a job waits, in one answer. It must not change anything.
+
+The row says what the last attempt to admit the job met; where it only waits for its turn, the gates are looked at.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from redis.exceptions import RedisError
+
+from penstock.gates.breaker import BreakerSettings, read_status
+from penstock.gates.limiter import look
+from penstock.gates.scripts import SyncScripts
+from penstock.jobs.waiting import Standing
+from penstock.providers.base import Deployment
+from penstock.reasons import Reason
+from penstock.routing import Catalogue
+from penstock.schemas import JobState, Lane
+from penstock.tenants import Tenants
+
+HORIZON_S = 0.0
+
+
+class Cause(StrEnum):
+    """What a job waits for."""
+
+    ENDED = "ended"
+    RUNNING = "running"
+    WORKER = "no_worker"
+    LIMITED = "limited"
+    BREAKER = "breaker"
+    REDIS = "redis_away"
+    SHARE = "tenant_share"
+    BACKOFF = "backoff"
+    SLOT = "slot"
+    TURN = "turn"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a job waits, in words, and until when, where that is known."""
+
+    cause: Cause
+    detail: str
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What is looked at beside the rows."""
+
+    scripts: SyncScripts
+    catalogue: Catalogue
+    tenants: Tenants
+
+
+PUT_OFF = {
+    Reason.LIMITED.value: Cause.LIMITED,
+    Reason.UNAVAILABLE.value: Cause.BREAKER,
+    Reason.LIMITER_AWAY.value: Cause.REDIS,
+}
+
+
+def explain(job: Standing, gates: Gates) -> Explanation:
+    """Say why a job is not running."""
+    if job.state.is_terminal:
+        return Explanation(Cause.ENDED, f"it has ended: {job.state}")
+    if job.state is JobState.RUNNING:
+        return Explanation(Cause.RUNNING, f"attempt {job.attempts} is under way")
+    if job.workers == 0:
+        cure = f"start one: `penstock worker {job.tier}`"
+        return Explanation(Cause.WORKER, f"no worker of tier {job.tier} is alive; {cure}")
+    if job.state is JobState.RELEASED:
+        return Explanation(Cause.SLOT, "its message is out, and a worker takes it when a slot is free")
+    if job.is_put_off:
+        cause = PUT_OFF.get(job.reason or "", Cause.BACKOFF)
+        return Explanation(cause, f"{job.reason}: {job.detail}", job.due_at)
+    try:
+        return _held_by_gates(job, gates) or _turn(job, gates.tenants)
+    except RedisError as error:
+        what = "batch stops until it is back" if job.lane is Lane.BATCH else "interactive has a share of the rate"
+        return Explanation(Cause.REDIS, f"Redis is away ({type(error).__name__}): {what}")
+
+
+def _held_by_gates(job: Standing, gates: Gates) -> Explanation | None:
+    """Say what holds every deployment of the tier, if something does; the one that is free first decides."""
+    held = [_held(deployment, job.lane, gates.scripts) for deployment in gates.catalogue.deployments(job.tier)]
+    reasons = [each for each in held if each is not None]
+    if len(reasons) < len(held):
+        return None
+    return min(reasons, key=lambda each: each.until or datetime.max.replace(tzinfo=UTC), default=None)
+
+
+def _held(deployment: Deployment, lane: Lane, scripts: SyncScripts) -> Explanation | None:
+    status = read_status(scripts, deployment.name, BreakerSettings())
+    if status.wait_s > 0:
+        return Explanation(Cause.BREAKER, f"the breaker of {deployment.name} is {status.state}", _after(status.wait_s))
+    if deployment.quota is None:
+        return None
+    room = look(scripts, deployment.quota, lane, horizon_s=HORIZON_S)
+    if room.frozen_s > 0:
+        detail = f"the provider throttled quota {deployment.quota.name}"
+        return Explanation(Cause.LIMITED, detail, _after(room.frozen_s))
+    if room.places == 0:
+        return Explanation(Cause.LIMITED, f"every call of quota {deployment.quota.name} that may be in flight is")
+    lacking = {name: (1 - units) / room.per_s[name] for name, units in room.units.items() if units < 1}
+    if not lacking:
+        return None
+    name = max(lacking, key=lambda each: lacking[each])
+    return Explanation(Cause.LIMITED, f"{name} of quota {deployment.quota.name}", _after(lacking[name]))
+
+
+def _turn(job: Standing, tenants: Tenants) -> Explanation:
+    most = tenants.entry(job.tenant).concurrency
+    if most is not None and job.outstanding >= most:
+        detail = f"tenant {job.tenant} has {job.outstanding} jobs under way, and may have {most}"
+        return Explanation(Cause.SHARE, detail)
+    if job.own_before or job.others_waiting:
+        detail = (
+            f"{job.own_before} jobs of its tenant go first; {job.others_waiting} of other tenants take turns with it"
+        )
+        return Explanation(Cause.SHARE, detail)
+    return Explanation(Cause.TURN, "nothing holds it, and the feeder releases it next; if it stays, no feeder runs")
+
+
+def _after(wait_s: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=wait_s)
