@@ -19,11 +19,14 @@ from penstock.clock import Clock
 from penstock.errors import InvalidDocumentError, InvalidRequestError
 from penstock.jobs.submission import NewJob
 from penstock.prompts import PromptLibrary
+from penstock.providers.quota import Size
 from penstock.routing import Catalogue
 from penstock.schemas import JobRequest
 from penstock.settings import Settings
 
 BYTES_PER_TOKEN = 4
+MOST_BYTES_PER_TOKEN = 5
+"""In running text. What is certain to be too large is refused; the exact count is made before the call."""
 SHOWN_CHARACTERS = 64
 MAPPINGS = ("variables", "metadata")
 
@@ -39,8 +42,8 @@ class Intake:
 
     @classmethod
     def load(cls, settings: Settings, clock: Clock) -> "Intake":
-        """Read tiers.toml and the prompts; raise ConfigurationError."""
-        return cls(Catalogue.load_tiers(settings.config), PromptLibrary.load(settings.prompts), clock)
+        """Read tiers.toml, models.toml if it is there, and the prompts; raise ConfigurationError."""
+        return cls(Catalogue.load_public(settings.config), PromptLibrary.load(settings.prompts), clock)
 
     def accept(self, job_id: UUID, fields: Mapping[str, Any]) -> NewJob:
         """Make the job of a request, given as the fields of JobRequest; raise InvalidRequestError."""
@@ -52,6 +55,9 @@ class Intake:
         document = _text_of(request)
         variables = prompt.check(request.variables, document=document)
         size = len((document or "").encode()) + sum(len(value.encode()) for value in variables.values())
+        least = Size(prompt=size // MOST_BYTES_PER_TOKEN, max_tokens=0, output=0)
+        if too_large := self._catalogue.too_large(tier.name, least):
+            raise InvalidRequestError("document", too_large, "split it, or choose a tier with a larger quota")
         return NewJob(
             id=job_id,
             tenant=request.tenant,

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from penstock.errors import ConfigurationError, InvalidRequestError
 from penstock.providers.base import Deployment
-from penstock.providers.quota import Quota, QuotaEntry
+from penstock.providers.quota import Quota, QuotaEntry, Size
 from penstock.schemas import Frozen
 from penstock.settings import Seconds, read_secret, read_toml
 
@@ -72,6 +72,11 @@ class Catalogue:
         return cls({name: Tier(name=name, **entry.model_dump()) for name, entry in entries.items()}, {})
 
     @classmethod
+    def load_public(cls, folder: Path) -> "Catalogue":
+        """Read tiers.toml, and models.toml without its keys if it is there: what a producer knows."""
+        return cls.load(folder, with_keys=False) if (folder / "models.toml").exists() else cls.load_tiers(folder)
+
+    @classmethod
     def load(cls, folder: Path, *, with_keys: bool = True) -> "Catalogue":
         """Read tiers.toml and models.toml; raise ConfigurationError for what does not hold together.
 
@@ -126,6 +131,17 @@ class Catalogue:
         deployments = self.deployments(tier)
         fitting = tuple(deployment for deployment in deployments if tokens <= deployment.context_window)
         return fitting or (max(deployments, key=lambda deployment: deployment.context_window),)
+
+    def too_large(self, tier: str, size: Size) -> str | None:
+        """Say why no deployment of a tier can ever take a call of this size; None where one can, or is not known."""
+        lacks = [
+            deployment.quota.too_large(size) if deployment.quota else None
+            for deployment in (self._deployments.get(name) for name in self.tier(tier).deployments)
+            if deployment is not None
+        ]
+        if not lacks or None in lacks:
+            return None
+        return f"it needs more {lacks[0]} than any quota of tier {tier!r} gives in a minute"
 
     def deployments(self, tier: str) -> tuple[Deployment, ...]:
         """Give the deployments of a tier in order of preference."""

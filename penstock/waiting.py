@@ -64,6 +64,18 @@ PUT_OFF = {
 
 def explain(job: Standing, gates: Gates) -> Explanation:
     """Say why a job is not running."""
+    by_row = _by_row(job)
+    if by_row is not None:
+        return by_row
+    try:
+        return _held_by_gates(job, gates) or _turn(job, gates.tenants)
+    except RedisError as error:
+        what = "batch stops until it is back" if job.lane is Lane.BATCH else "interactive has a share of the rate"
+        return Explanation(Cause.REDIS, f"Redis is away ({type(error).__name__}): {what}")
+
+
+def _by_row(job: Standing) -> Explanation | None:
+    """Say what the row alone tells; None where the job is due and its turn has not come."""
     if job.state.is_terminal:
         return Explanation(Cause.ENDED, f"it has ended: {job.state}")
     if job.state is JobState.RUNNING:
@@ -76,11 +88,7 @@ def explain(job: Standing, gates: Gates) -> Explanation:
     if job.is_put_off:
         cause = PUT_OFF.get(job.reason or "", Cause.BACKOFF)
         return Explanation(cause, f"{job.reason}: {job.detail}", job.due_at)
-    try:
-        return _held_by_gates(job, gates) or _turn(job, gates.tenants)
-    except RedisError as error:
-        what = "batch stops until it is back" if job.lane is Lane.BATCH else "interactive has a share of the rate"
-        return Explanation(Cause.REDIS, f"Redis is away ({type(error).__name__}): {what}")
+    return None
 
 
 def _held_by_gates(job: Standing, gates: Gates) -> Explanation | None:
