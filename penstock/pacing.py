@@ -16,18 +16,21 @@ from penstock.schemas import Lane, Resource
 
 Number = TypeVar("Number", int, float)
 
-HORIZON_S = 1.0
+HORIZON_S = 0.4
+"""Less than a slot may wait: what is released in it is admitted."""
 
 
 @dataclass(frozen=True)
 class Pace:
     """What a lane of a tier could admit within HORIZON_S; None is without bound.
 
+    `most_tokens` is what it could ever admit at once: a larger job need not wait for more.
     None of the tier's models can be asked at all when `is_unavailable`.
     """
 
     jobs: int | None = None
     tokens: float | None = None
+    most_tokens: float | None = None
     is_unavailable: bool = False
 
 
@@ -44,6 +47,7 @@ def pace(scripts: SyncScripts, catalogue: Catalogue, tier: str, lane: Lane) -> P
     return Pace(
         jobs=_sum([each.jobs for each in open_ones]),
         tokens=_sum([each.tokens for each in open_ones]),
+        most_tokens=max((each.most_tokens for each in open_ones if each.most_tokens is not None), default=None),
     )
 
 
@@ -59,10 +63,14 @@ def _pace_of(scripts: SyncScripts, deployment: Deployment, lane: Lane) -> Pace:
 
 
 def _of_room(room: Room) -> Pace:
-    tokens = [units for name, units in room.units.items() if name is not Resource.REQUESTS]
+    tokens = {name: units for name, units in room.units.items() if name is not Resource.REQUESTS}
     calls = [float(room.places)] if room.places is not None else []
     calls += [room.units[Resource.REQUESTS]] if Resource.REQUESTS in room.units else []
-    return Pace(jobs=int(min(calls)) if calls else None, tokens=min(tokens) if tokens else None)
+    return Pace(
+        jobs=int(min(calls)) if calls else None,
+        tokens=min(tokens.values()) if tokens else None,
+        most_tokens=min(room.most[name] for name in tokens) if tokens else None,
+    )
 
 
 def _sum(parts: Sequence[Number | None]) -> Number | None:

@@ -108,6 +108,7 @@ def allow(gauge: Gauge, tier: str, lane: Lane, target: int, out: Sequence[Outsta
     return Allowance(
         jobs=0 if tokens is not None and tokens <= 0 else max(0, jobs - sum(each.jobs for each in out)),
         tokens=tokens,
+        most_tokens=most.most_tokens,
         shares=gauge.shares(),
         default_share=gauge.default_share,
         only_impatient=soon.is_unavailable,

@@ -53,12 +53,13 @@ class Limited:
 
 @dataclass(frozen=True)
 class Room:
-    """What a lane could take within a time to come: calls, and units of each resource."""
+    """What a lane could take within a time to come: calls, and units of each resource; `most` is all there can be."""
 
     frozen_s: float
     factor: float
     places: int | None
     units: dict[Resource, float]
+    most: dict[Resource, float]
     per_s: dict[Resource, float]
 
 
@@ -151,6 +152,7 @@ def look(scripts: SyncScripts, quota: Quota, lane: Lane, *, horizon_s: float) ->
         factor=answer["factor"],
         places=int(answer["places"]) if "places" in answer else None,
         units={Resource(name): units for name, units in answer["room"].items()},
+        most={Resource(name): units for name, units in answer["most"].items()},
         per_s={Resource(name): units for name, units in answer["per_s"].items()},
     )
 

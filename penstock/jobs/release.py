@@ -38,13 +38,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Allowance:
-    """How much may be released: jobs, and tokens by their estimates, the last job being allowed to go beyond.
+    """How much may be released: jobs, and tokens by their estimates, of which none counts for more than `most_tokens`.
 
+    The first job that does not fit is waited for, and nobody passes it.
     `only_impatient` takes those alone that do not wait when no model can be asked.
     """
 
     jobs: int
     tokens: float | None = None
+    most_tokens: float | None = None
     shares: Mapping[str, Share] = field(default_factory=dict)
     default_share: Share = Share()
     only_impatient: bool = False
@@ -117,13 +119,14 @@ FAIR = """
                 WHERE state IN ('released', 'running') AND tier = :tier AND jobs.tenant = shares.tenant))
         ) AS head
     ), first AS MATERIALIZED (
-        SELECT heads.*, sum(estimated_tokens) OVER (ORDER BY start_tag, created_at, id) - estimated_tokens AS before
+        SELECT heads.*, sum(least(estimated_tokens, CAST(:most_tokens AS float8)))
+            OVER (ORDER BY start_tag, created_at, id) AS together
         FROM heads ORDER BY start_tag, created_at, id LIMIT 2 * :most
     ), chosen AS (
         SELECT locked.id, first.start_tag, first.weight FROM first CROSS JOIN LATERAL (
             SELECT id FROM jobs WHERE jobs.id = first.id AND jobs.state = 'queued' FOR UPDATE SKIP LOCKED
         ) AS locked
-        WHERE CAST(:tokens AS float8) IS NULL OR first.before < :tokens
+        WHERE CAST(:tokens AS float8) IS NULL OR first.together <= :tokens
         ORDER BY first.start_tag, first.created_at, first.id LIMIT :most
     ), released AS (
         UPDATE jobs SET state = 'released', released_at = now(), charged_tokens = estimated_tokens
@@ -206,6 +209,7 @@ def release_fairly(connection: Connection, tier: str, lane: Lane, allowance: All
         "lane": lane.value,
         "most": allowance.jobs,
         "tokens": allowance.tokens,
+        "most_tokens": allowance.most_tokens,
         "shares": json.dumps(shares),
         "weight": allowance.default_share.weight,
         "concurrency": allowance.default_share.concurrency,
