@@ -74,6 +74,7 @@ class Intake:
             content_digest=_digest(request, document),
             deadline=request.deadline,
             on_unavailable=request.on_unavailable,
+            fallback_tiers=prompt.tiers_after(tier.name),
         )
 
 

@@ -4,7 +4,7 @@ The feeder releases no more than this, so that what cannot be admitted waits as 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from penstock.gates.breaker import BreakerSettings, BreakerState, read_status
@@ -25,22 +25,38 @@ class Pace:
     """What a lane of a tier could admit within HORIZON_S; None is without bound.
 
     `most_tokens` is what it could ever admit at once: a larger job need not wait for more.
-    None of the tier's models can be asked at all when `is_unavailable`.
+    None of the tier's models can be asked at all when `is_unavailable`: the figures are those of the `open_tiers` then.
     """
 
     jobs: int | None = None
     tokens: float | None = None
     most_tokens: float | None = None
     is_unavailable: bool = False
+    open_tiers: tuple[str, ...] = ()
 
 
 UNBOUND = Pace()
-UNAVAILABLE = Pace(jobs=0, tokens=0.0, is_unavailable=True)
+UNAVAILABLE = Pace(is_unavailable=True)
 
 
 def pace(scripts: SyncScripts, catalogue: Catalogue, tier: str, lane: Lane) -> Pace:
-    """Sum the room of the deployments of a tier that may be called; raise RedisError when Redis is away."""
-    paces = [_pace_of(scripts, deployment, lane) for deployment in catalogue.deployments(tier)]
+    """Sum the room of what may be called: the deployments of a tier, or else of the other tiers.
+
+    Raises RedisError when Redis is away.
+    """
+    own = _together([_pace_of(scripts, deployment, lane) for deployment in catalogue.deployments(tier)])
+    if not own.is_unavailable:
+        return own
+    others = {
+        other.name: _together([_pace_of(scripts, deployment, lane) for deployment in catalogue.deployments(other.name)])
+        for other in catalogue.tiers
+        if other.name != tier
+    }
+    open_tiers = tuple(name for name, each in others.items() if not each.is_unavailable)
+    return replace(_together(list(others.values())), is_unavailable=True, open_tiers=open_tiers)
+
+
+def _together(paces: Sequence[Pace]) -> Pace:
     open_ones = [each for each in paces if not each.is_unavailable]
     if not open_ones:
         return UNAVAILABLE

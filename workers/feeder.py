@@ -76,21 +76,20 @@ def feed(engine: Engine, doorbell: Doorbell, tier: str, gauge: Gauge) -> int:
     """Release what is due in a tier and can be admitted soon, interactive before batch, in each retries first.
 
     Each lane has room of its own: what the one has in the broker takes nothing from the other. When no model of the
-    tier can be asked, only those jobs are released that would not wait for one. Gives the number of messages.
+    tier can be asked, only those jobs are released that would not wait for one of them. Gives the number of messages.
     """
     releases: list[Release] = []
+    paces = {lane: gauge.pace(tier, lane) for lane in Lane}
     with engine.begin() as connection:
         if not release.begin_feeding(connection, tier):
             return 0
         target = release_target(release.started(connection, tier, window_s=WORK_S))
         out = release.released(connection, tier)
-        for lane in Lane:
+        for lane, soon in paces.items():
             of_lane = [outstanding for group, outstanding in out.items() if group.lane is lane]
-            allowance = allow(gauge, tier, lane, target, of_lane)
+            allowance = allow(gauge, soon, target, of_lane)
             if allowance.jobs > 0:
-                retries = release.release_retries(
-                    connection, tier, lane, most=allowance.jobs, only_impatient=allowance.only_impatient
-                )
+                retries = release.release_retries(connection, tier, lane, allowance)
                 fewer = replace(allowance, jobs=allowance.jobs - len(retries))
                 releases += retries
                 releases += release.release_fairly(connection, tier, lane, fewer)
@@ -99,19 +98,18 @@ def feed(engine: Engine, doorbell: Doorbell, tier: str, gauge: Gauge) -> int:
     return doorbell.ring(releases)
 
 
-def allow(gauge: Gauge, tier: str, lane: Lane, target: int, out: Sequence[Outstanding]) -> Allowance:
+def allow(gauge: Gauge, soon: Pace, target: int, out: Sequence[Outstanding]) -> Allowance:
     """Say how much may be released: what the broker should hold and the gates have room for, less what is out."""
-    soon = gauge.pace(tier, lane)
-    most = Pace() if soon.is_unavailable else soon
-    jobs = target if most.jobs is None else min(target, most.jobs)
-    tokens = None if most.tokens is None else most.tokens - sum(each.tokens for each in out)
+    jobs = target if soon.jobs is None else min(target, soon.jobs)
+    tokens = None if soon.tokens is None else soon.tokens - sum(each.tokens for each in out)
     return Allowance(
         jobs=0 if tokens is not None and tokens <= 0 else max(0, jobs - sum(each.jobs for each in out)),
         tokens=tokens,
-        most_tokens=most.most_tokens,
+        most_tokens=soon.most_tokens,
         shares=gauge.shares(),
         default_share=gauge.default_share,
         only_impatient=soon.is_unavailable,
+        open_tiers=soon.open_tiers,
     )
 
 

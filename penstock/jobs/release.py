@@ -41,7 +41,8 @@ class Allowance:
     """How much may be released: jobs, and tokens by their estimates, of which none counts for more than `most_tokens`.
 
     The first job that does not fit is waited for, and nobody passes it.
-    `only_impatient` takes those alone that do not wait when no model can be asked.
+    `only_impatient` takes those alone that need not wait while no model of the tier can be asked: they accept another
+    end, or one of the `open_tiers` may answer them.
     """
 
     jobs: int
@@ -50,6 +51,7 @@ class Allowance:
     shares: Mapping[str, Share] = field(default_factory=dict)
     default_share: Share = Share()
     only_impatient: bool = False
+    open_tiers: tuple[str, ...] = ()
 
 
 FEED = text("SELECT pg_try_advisory_xact_lock(hashtextextended('penstock.feed.' || :tier, 0))")
@@ -143,9 +145,11 @@ FAIR = """
     SELECT * FROM released ORDER BY start_tag, created_at
 """
 
-ANYBODY, IMPATIENT = "true", "on_unavailable <> 'wait'"
-RETRIES_OF = {only: text(RETRIES.format(which=IMPATIENT if only else ANYBODY)) for only in (False, True)}
-FAIR_OF = {only: text(FAIR.format(which=IMPATIENT if only else ANYBODY)) for only in (False, True)}
+ANYBODY = "true"
+IMPATIENT = """(on_unavailable <> 'wait' OR fallback_tiers <> '{}')
+            AND (on_unavailable <> 'wait' OR fallback_tiers && CAST(:open_tiers AS text[]))"""
+RETRIES_OF = {only: text(RETRIES.replace("{which}", IMPATIENT if only else ANYBODY)) for only in (False, True)}
+FAIR_OF = {only: text(FAIR.replace("{which}", IMPATIENT if only else ANYBODY)) for only in (False, True)}
 
 LOST_DOORBELLS = text("""
     UPDATE jobs SET released_at = now()
@@ -191,11 +195,10 @@ def started(connection: Connection, tier: str, *, window_s: float) -> int:
     return int(connection.scalar(STARTED, {"tier": tier, "window_s": window_s}) or 0)
 
 
-def release_retries(
-    connection: Connection, tier: str, lane: Lane, *, most: int, only_impatient: bool = False
-) -> list[Release]:
-    """Release due retries of a lane, the longest due first."""
-    return _releases(connection, RETRIES_OF[only_impatient], {"tier": tier, "lane": lane.value, "most": most})
+def release_retries(connection: Connection, tier: str, lane: Lane, allowance: Allowance) -> list[Release]:
+    """Release due retries of a lane, the longest due first; their tokens are not looked at."""
+    values: dict[str, object] = {"tier": tier, "lane": lane.value, "most": allowance.jobs}
+    return _releases(connection, RETRIES_OF[allowance.only_impatient], values | _open_tiers(allowance))
 
 
 def release_fairly(connection: Connection, tier: str, lane: Lane, allowance: Allowance) -> list[Release]:
@@ -214,13 +217,17 @@ def release_fairly(connection: Connection, tier: str, lane: Lane, allowance: All
         "weight": allowance.default_share.weight,
         "concurrency": allowance.default_share.concurrency,
     }
-    return _releases(connection, FAIR_OF[allowance.only_impatient], values)
+    return _releases(connection, FAIR_OF[allowance.only_impatient], values | _open_tiers(allowance))
 
 
 def release_again(connection: Connection, tier: str, group: Group, *, older_than_s: float, most: int) -> list[Release]:
     """Pick released jobs whose message seems to be lost; a second message does no harm."""
     values = {"tier": tier, "lane": group.lane.value, "is_retry": group.is_retry}
     return _releases(connection, LOST_DOORBELLS, values | {"older_than_s": older_than_s, "most": most})
+
+
+def _open_tiers(allowance: Allowance) -> dict[str, object]:
+    return {"open_tiers": list(allowance.open_tiers)} if allowance.only_impatient else {}
 
 
 def _releases(connection: Connection, statement: TextClause, values: dict[str, object]) -> list[Release]:

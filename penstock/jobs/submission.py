@@ -33,6 +33,7 @@ class NewJob:
     content_digest: str
     deadline: datetime | None
     on_unavailable: OnUnavailable
+    fallback_tiers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ INSERT = text("""
             position integer, id uuid, tenant text, prompt_id text, prompt_version text, prompt_digest text,
             tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb, document text,
             document_name text, metadata jsonb, idempotency_key text, content_digest text, deadline timestamptz,
-            on_unavailable text)
+            on_unavailable text, fallback_tiers text[])
     ), outstanding AS (
         SELECT tenant, tier, count(*) AS jobs FROM jobs
         WHERE state IN ('released', 'running') AND (tenant, tier) IN (SELECT tenant, tier FROM given)
@@ -68,12 +69,12 @@ INSERT = text("""
     ), made AS (
         INSERT INTO jobs (id, tenant, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,
-            on_unavailable)
+            on_unavailable, fallback_tiers)
         SELECT id, tenant,
             CASE WHEN at_once THEN 'released' ELSE 'queued' END, CASE WHEN at_once THEN now() END,
             prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,
-            on_unavailable
+            on_unavailable, fallback_tiers
         FROM judged ORDER BY tenant, idempotency_key, position  -- one order for all: two submitters cannot deadlock
         ON CONFLICT DO NOTHING
         RETURNING id, state, tier, lane

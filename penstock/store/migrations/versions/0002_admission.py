@@ -18,4 +18,4 @@ def downgrade() -> None:
     op.execute("ALTER TABLE workers DROP COLUMN tier")
     op.execute("DROP INDEX results_degraded, jobs_impatient")
     op.execute("ALTER TABLE results DROP COLUMN degraded")
-    op.execute("ALTER TABLE jobs DROP COLUMN charged_tokens, DROP COLUMN on_unavailable")
+    op.execute("ALTER TABLE jobs DROP COLUMN charged_tokens, DROP COLUMN fallback_tiers, DROP COLUMN on_unavailable")
