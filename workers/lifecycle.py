@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
@@ -66,30 +66,37 @@ async def keep_alive(house: House) -> None:
 
 
 async def keep_looking(house: House) -> None:
-    """Stop runs whose job was cancelled or taken over, until cancelled; a look that fails is made again."""
-    while True:
-        await asyncio.sleep(LOOK_S)
-        running = list(house.running.runs)
-        if not running:
-            continue
-        try:
-            async with asyncio.timeout(LOOK_S), house.engine.connect() as connection:
-                gone = await connection.run_sync(partial(leases.lost, running=running))
-        except (DBAPIError, OSError):
-            continue  # the heartbeat tells of it
-        for job_id, _ in gone:
-            telemetry.emit("lease.lost", job=str(job_id))
-        house.running.stop(gone)
+    """Stop runs whose job was cancelled or taken over, until cancelled."""
+    await _keep(partial(_look, house), LOOK_S)
 
 
 async def keep_leases(house: House) -> None:
     """Extend the leases of the calls in flight, until cancelled; while Redis is away they run out by themselves."""
+    await _keep(house.gates.limiter.extend, HEARTBEAT_S)
+
+
+async def _keep(step: Callable[[], Awaitable[None]], pause_s: float) -> None:
     while True:
-        await asyncio.sleep(HEARTBEAT_S)
+        await asyncio.sleep(pause_s)
         try:
-            await house.gates.limiter.extend()
-        except RedisError as error:
-            telemetry.emit("service.unavailable", service="redis", error=type(error).__name__, retry_s=HEARTBEAT_S)
+            async with asyncio.timeout(pause_s):
+                await step()
+        except (DBAPIError, OSError, RedisError) as error:
+            service = "redis" if isinstance(error, RedisError) else "postgres"
+            telemetry.emit("service.unavailable", service=service, error=type(error).__name__, retry_s=pause_s)
+        except Exception as error:  # noqa: BLE001 - it must go on for as long as the process runs jobs
+            telemetry.failed(error)
+
+
+async def _look(house: House) -> None:
+    running = list(house.running.runs)
+    if not running:
+        return
+    async with house.engine.connect() as connection:
+        gone = await connection.run_sync(partial(leases.lost, running=running))
+    for job_id, _ in gone:
+        telemetry.emit("lease.lost", job=str(job_id))
+    house.running.stop(gone)
 
 
 async def _beat(house: House) -> None:

@@ -6,10 +6,13 @@ A script takes KEYS of one hash tag and one ARGV, a JSON object; it answers with
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - Redis's own
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -28,6 +31,10 @@ def source(name: str) -> str:
     return INCLUDE.sub(lambda match: (folder / f"{match[1]}.lua").read_text(encoding="utf-8"), text)
 
 
+PAUSE_S = 0.5
+"""After a failure Redis is not asked for so long: jobs must not queue up for its time-out, one after the other."""
+
+
 class AsyncScripts:
     """The scripts, run on a loop."""
 
@@ -36,13 +43,20 @@ class AsyncScripts:
         self._redis = redis
         self._now_ms = now_ms
         self._scripts: dict[str, Any] = {}
+        self._asks_again_at_s = 0.0
 
     async def run(self, name: str, keys: Sequence[str], given: Mapping[str, object]) -> dict[str, Any]:
         """Run one script and give its answer; raise RedisError when Redis is away."""
         if name not in self._scripts:
             self._scripts[name] = self._redis.register_script(source(name))
-        argument = _argument(given, self._now_ms)
-        answer: dict[str, Any] = json.loads(await self._scripts[name](keys=list(keys), args=[argument]))
+        if time.monotonic() < self._asks_again_at_s:
+            raise ConnectionError("Redis was away a moment ago")
+        try:
+            text = await self._scripts[name](keys=list(keys), args=[_argument(given, self._now_ms)])
+        except (ConnectionError, TimeoutError):
+            self._asks_again_at_s = time.monotonic() + PAUSE_S
+            raise
+        answer: dict[str, Any] = json.loads(text)
         return answer
 
 
