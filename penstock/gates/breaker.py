@@ -66,7 +66,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No call now. In `wait_s` the cool-down is over, or the lease of the probe that is out, which may end sooner."""
+    """No call now; ask again in `wait_s`, when the cool-down is over, or to hear what the probe that is out found."""
 
     wait_s: float
 

@@ -1,5 +1,6 @@
 """No sequence of calls, results, repeats, waits and losses takes a breaker anywhere but where a small model goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ SETTINGS = BreakerSettings(
 )
 SLICE_MS = 1_000
 COOL_DOWNS_MS = [1_000, 2_000, 3_000]
+LOOK_AGAIN_MS = 1000
 PROBE_MS = 2_000
 FACTORS = {0.0: 0.8, 0.5: 1.0, 0.75: 1.1}
 
@@ -59,7 +61,8 @@ class Model:
         if self.state is BreakerState.CLOSED:
             return False
         if self.wait_ms:
-            return Refused(self.wait_ms / 1000)
+            is_open = self.state is BreakerState.OPEN
+            return Refused((self.wait_ms if is_open else min(self.wait_ms, LOOK_AGAIN_MS)) / 1000)
         self.enter(BreakerState.HALF_OPEN, PROBE_MS)
         return True
 
@@ -119,7 +122,7 @@ class BreakerLife(RuleBasedStateMachine):
             self.tickets.append((answer, self.model.epoch))
 
     @precondition(lambda self: self.tickets)
-    @rule(ago=st.integers(0, 5), bad=st.booleans(), jitter=st.sampled_from(sorted(FACTORS)))
+    @rule(ago=st.integers(0, 2), bad=st.booleans(), jitter=st.sampled_from(sorted(FACTORS)))
     def report(self, ago: int, jitter: float, *, bad: bool) -> None:
         ticket, epoch = self.tickets[-1 - ago % len(self.tickets)]
         self.rig.jitter = jitter
@@ -127,18 +130,43 @@ class BreakerLife(RuleBasedStateMachine):
         assert changed == self.model.report(ticket.id, epoch, bad=bad, factor=FACTORS[jitter])
 
     @rule(verdicts=st.lists(st.booleans(), min_size=1, max_size=4))
-    def call(self, verdicts: list[bool]) -> None:
+    def call(self, verdicts: Sequence[bool]) -> None:
         for bad in verdicts:
             self.admit()
             if self.tickets:
                 self.report(0, 0.5, bad=bad)
 
+    @rule(
+        verdicts=st.sampled_from([(True, True, True), (False, True, False, True)]),
+        longer_ms=st.sampled_from([0, 10_000]),
+    )
+    def fall_ill_and_cool_down(self, verdicts: tuple[bool, ...], longer_ms: int) -> None:
+        """Open by failures in a row, or by their share; and wait, perhaps until the window has forgotten it."""
+        self.call(verdicts)
+        self.wait(self.model.wait_ms + longer_ms)
+
     @precondition(lambda self: self.tickets)
-    @rule(ago=st.integers(0, 5))
+    @rule(ago=st.integers(0, 2))
     def abandon(self, ago: int) -> None:
         ticket, epoch = self.tickets[-1 - ago % len(self.tickets)]
         self.rig.abandon(ticket)
         self.model.abandon(epoch)
+
+    @precondition(lambda self: self.model.state is not BreakerState.CLOSED)
+    @rule(gives_back=st.booleans(), verdict=st.sampled_from([True, False, None]))
+    def follow_a_probe(self, *, gives_back: bool, verdict: bool | None) -> None:
+        """Probe after one that was abandoned or died, and let that one report late; None abandons it."""
+        self.wait(self.model.wait_ms)
+        self.admit()
+        if gives_back:
+            self.abandon(0)
+        else:
+            self.wait(PROBE_MS)
+        self.admit()
+        if verdict is None:
+            self.abandon(1)
+        else:
+            self.report(1, 0.5, bad=verdict)
 
     @rule(wait_ms=st.sampled_from([1, 499, 1_000, 3_000, 10_000]))
     def pass_time(self, wait_ms: int) -> None:
@@ -163,5 +191,5 @@ class BreakerLife(RuleBasedStateMachine):
 def test_no_sequence_of_steps_leaves_the_model(broker: redis.Redis, services: EmbeddedServices) -> None:
     run_state_machine_as_test(
         lambda: BreakerLife(services.redis.socket_path),  # type: ignore[arg-type] # any maker of one will do
-        settings=settings(max_examples=100, stateful_step_count=25, deadline=None),
+        settings=settings(max_examples=60, stateful_step_count=25, deadline=None),
     )

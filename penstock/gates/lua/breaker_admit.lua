@@ -4,8 +4,10 @@
 --              "probe_ms": how long a probe may stay out before another one goes,
 --              "now_ms": instead of Redis's clock, optional}
 --   returns   {"epoch": what the report must carry, "is_probe": whether the call decides alone}
---             or, refused, {"wait_ms": until the cool-down or the lease of the probe that is out ends}
+--             or, refused, {"wait_ms": until the cool-down ends; while a probe is out, which may end at any time, at
+--             most a second}
 -- include breaker_state
+local LOOK_AGAIN_MS = 1000
 
 if breaker.state == 'closed' then
   keep({epoch = breaker.epoch > 0 and breaker.epoch or now_ms})
@@ -14,7 +16,8 @@ end
 
 if breaker.prober ~= given.ticket then
   if now_ms < breaker.until_ms then
-    return cjson.encode({wait_ms = breaker.until_ms - now_ms})
+    local wait_ms = breaker.until_ms - now_ms
+    return cjson.encode({wait_ms = breaker.state == 'open' and wait_ms or math.min(wait_ms, LOOK_AGAIN_MS)})
   end
   keep({
     state = 'half_open', epoch = breaker.epoch + 1, prober = given.ticket, until_ms = now_ms + given.probe_ms,
