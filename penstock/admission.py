@@ -6,7 +6,7 @@ smaller tier is asked only when no deployment of the larger one can be called at
 """
 
 import asyncio
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from penstock.gates.limiter import Ask, Grant, Limited
 from penstock.house import House
 from penstock.providers.base import Deployment
 from penstock.providers.quota import Size
-from penstock.retry import TREATMENTS
+from penstock.retry import TREATMENTS, Kind
 from penstock.schemas import Lane, ModelAnswer, PromptReference
 
 BATCH_PAUSE_S = 2.0
@@ -57,18 +57,23 @@ class Admission:
     wait_s: float = 0.0
 
 
-async def admit(house: House, want: Want, call_id: UUID, *, without: Collection[str] = ()) -> Admission:
-    """Find a deployment that may be called now; raise NotAdmittedError with how long to wait."""
+async def admit(house: House, want: Want, call_id: UUID, tried: Mapping[str, Reason]) -> Admission:
+    """Find a deployment that may be called now; raise NotAdmittedError with how long to wait.
+
+    `tried` are those that this attempt has called, and how each failed: a tier whose failure may pass is not left.
+    """
     denials: list[NotAdmittedError] = []
+    may_pass = False
     for tier in want.tiers:
         for deployment in house.catalogue.fitting(tier, want.counted + want.max_tokens):
-            if deployment.name in without:
+            if deployment.name in tried:
+                may_pass = may_pass or TREATMENTS[tried[deployment.name]].kind is not Kind.PERMANENT
                 continue
             try:
                 return await _ask(house, want, tier, deployment, call_id)
             except NotAdmittedError as error:
                 denials.append(error)
-        if any(denial.reason in {Reason.LIMITED, Reason.LIMITER_AWAY} for denial in denials):
+        if may_pass or any(denial.reason in {Reason.LIMITED, Reason.LIMITER_AWAY} for denial in denials):
             break
     raise _summary(denials)
 

@@ -131,7 +131,7 @@ async def _measure(house: House, request: CompletionRequest, prompt: Prompt, ren
 async def _admit(house: House, want: Want, tried: dict[str, ProviderError]) -> Admission:
     """Find who may be called next; where the rest cannot, the last failure is what the caller hears of."""
     try:
-        return await admit(house, want, uuid4(), without=tried.keys())
+        return await admit(house, want, uuid4(), {name: error.reason for name, error in tried.items()})
     except NotAdmittedError:
         if not tried:
             raise

@@ -126,7 +126,7 @@ class House:
 
 def build_house(settings: Settings, provider: Provider, worker: str, tier: str = "") -> House:
     """Furnish a house for a worker of a tier. Read every configuration file and connect; raise ConfigurationError."""
-    catalogue, prices, prompts = read_configuration(settings)
+    configuration = read_configuration(settings)
     engine = async_engine(settings.require_database_url())
     clock = SystemClock()
     return House(
@@ -136,10 +136,10 @@ def build_house(settings: Settings, provider: Provider, worker: str, tier: str =
         engine=engine,
         journal=Journal(engine),
         gates=Gates.open(settings.require_redis_url(), clock),
-        tenants=Tenants.load(settings.config),
-        catalogue=catalogue,
-        prices=prices,
-        prompts=prompts,
+        tenants=configuration.tenants,
+        catalogue=configuration.catalogue,
+        prices=configuration.prices,
+        prompts=configuration.prompts,
         provider=provider,
         clock=clock,
     )

@@ -37,6 +37,8 @@ class Pace:
 
 UNBOUND = Pace()
 UNAVAILABLE = Pace(is_unavailable=True)
+PROBE = Pace(jobs=1)
+"""Of a deployment that is half-open; where another one is closed, what goes there may as well probe this one."""
 
 
 def pace(scripts: SyncScripts, catalogue: Catalogue, tier: str, lane: Lane) -> Pace:
@@ -57,9 +59,9 @@ def pace(scripts: SyncScripts, catalogue: Catalogue, tier: str, lane: Lane) -> P
 
 
 def _together(paces: Sequence[Pace]) -> Pace:
-    open_ones = [each for each in paces if not each.is_unavailable]
+    open_ones = [each for each in paces if not each.is_unavailable and each is not PROBE]
     if not open_ones:
-        return UNAVAILABLE
+        return PROBE if PROBE in paces else UNAVAILABLE
     return Pace(
         jobs=_sum([each.jobs for each in open_ones]),
         tokens=_sum([each.tokens for each in open_ones]),
@@ -72,7 +74,7 @@ def _pace_of(scripts: SyncScripts, deployment: Deployment, lane: Lane) -> Pace:
     if status.wait_s > 0:
         return UNAVAILABLE
     if status.state is not BreakerState.CLOSED:
-        return Pace(jobs=1)
+        return PROBE
     if deployment.quota is None:
         return UNBOUND
     return _of_room(look(scripts, deployment.quota, lane, horizon_s=HORIZON_S))

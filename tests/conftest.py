@@ -88,9 +88,11 @@ def simulator() -> Iterator[str]:
 
 
 @pytest.fixture
-def rooms(engine: Engine, settings: Settings, simulator: str, monkeypatch: pytest.MonkeyPatch) -> Rooms:
-    """A house on empty tables and a simulator that has forgotten everything."""
+def rooms(
+    engine: Engine, broker: redis.Redis, settings: Settings, simulator: str, monkeypatch: pytest.MonkeyPatch
+) -> Rooms:
+    """A house on empty tables, gates and a simulator that have forgotten everything."""
     monkeypatch.setenv("PENSTOCK_SIMULATOR_URL", f"{simulator}/v1")
     httpx.post(f"{simulator}/reset").raise_for_status()
     configured = settings.model_copy(update={"config": ROOT / "tests" / "system" / "config"})
-    return Rooms(configured, engine, simulator)
+    return Rooms(configured, engine, broker, simulator)

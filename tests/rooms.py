@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import httpx
+import redis
 from sqlalchemy import Engine, Row, text
 
 from penstock.attempt import Report, run
@@ -30,6 +31,7 @@ class Rooms:
 
     settings: Settings
     engine: Engine
+    gates: redis.Redis
     simulator: str
 
     def submit(self, **fields: Any) -> UUID:
@@ -66,6 +68,10 @@ class Rooms:
                 await house.close()
 
         return asyncio.run(furnished())
+
+    def forget_gates(self) -> None:
+        """Empty Redis: no breaker has opened, no quota is used or frozen, nothing was learnt of any model."""
+        self.gates.flushall()
 
     def fault(self, name: str, **parameters: Any) -> None:
         """Have the simulator misbehave once."""

@@ -94,7 +94,7 @@ def test_an_answer_that_breaks_the_schema_is_paid_and_asked_anew(rooms: Rooms) -
 
 
 def test_a_job_that_always_fails_dies_with_its_history(rooms: Rooms) -> None:
-    job_id = rooms.submit(tier="medium")
+    job_id = rooms.submit(tier="medium", prompt_version="1.1.0")  # it names no other tier
     for expected in (Outcome.RETRIED, Outcome.RETRIED, Outcome.DEAD):
         rooms.fault("server_error")
         assert rooms.attempt(job_id).outcome is expected
@@ -116,6 +116,7 @@ def test_throttling_waits_as_the_provider_says_and_spends_no_failure(rooms: Room
         assert report.outcome is Outcome.RETRIED
         assert 7.0 <= report.delay_s <= 7.7
         rooms.release(job_id)
+        rooms.forget_gates()
     assert rooms.attempt(job_id).outcome is Outcome.SUCCEEDED
     assert rooms.job(job_id).failures == 0
 
@@ -142,12 +143,10 @@ def test_a_recorded_answer_is_used_by_the_next_attempt(rooms: Rooms) -> None:
     async def die_after_settlement(house: House) -> None:
         job = await house.journal.claim.add(Claim(job_id, house.worker))
         assert job is not None
-        context = CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant)
+        context = CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, tier=job.tier)
         await complete(
             house,
-            CompletionRequest(
-                prompt=job.prompt, variables=job.variables, document=job.document, model=job.tier, context=context
-            ),
+            CompletionRequest(prompt=job.prompt, variables=job.variables, document=job.document, context=context),
         )
 
     rooms.with_house(die_after_settlement)

@@ -15,6 +15,7 @@ from penstock.settings import Settings, load_settings
 ROOT = Path(__file__).parents[1]
 SIMULATOR = "PENSTOCK_SIMULATOR_URL"
 PROMPT = "prompts/summarise_document/1.1.0/prompt.toml"
+NEWEST_PROMPT = "prompts/summarise_document/1.2.0/prompt.toml"
 
 Edit = Callable[[str], str]
 
@@ -95,6 +96,53 @@ BAD: dict[str, tuple[str, Edit, str]] = {
         replace("context_window = 32768", "context_window = -1"),
         "key 'models.sim-small.context_window'",
     ),
+    "quota that does not exist": (
+        "config/models.toml",
+        replace('quota = "sim-small"', 'quota = "sim-smal"'),
+        "key 'models.sim-small.quota'",
+    ),
+    "misspelt key of a quota": ("config/models.toml", replace("tpm =", "tmp ="), "key 'quotas.sim-small.tmp'"),
+    "quota of nothing": ("config/models.toml", replace("rpm = 3000", "rpm = 0"), "key 'quotas.sim-small.rpm'"),
+    "quota of a part of a request": (
+        "config/models.toml",
+        replace("rpm = 3000", "rpm = 0.5"),
+        "key 'quotas.sim-small.rpm'",
+    ),
+    "charge that nobody has": (
+        "config/models.toml",
+        replace('"max(prompt, max_tokens)"', '"per word"'),
+        "key 'quotas.sim-small.charge'",
+    ),
+    "charge by input and output with a limit of both together": (
+        "config/models.toml",
+        replace('"max(prompt, max_tokens)"', '"input, output"'),
+        "key 'quotas.sim-small'",
+    ),
+    "charge of all tokens with a limit of input": (
+        "config/models.toml",
+        replace("tpm = 2_000_000", "itpm = 2_000_000"),
+        "key 'quotas.sim-small'",
+    ),
+    "charge of all tokens with a limit of output": (
+        "config/models.toml",
+        replace("tpm = 2_000_000", "tpm = 2_000_000\notpm = 10"),
+        "key 'quotas.sim-small'",
+    ),
+    "burst of nothing": (
+        "config/models.toml",
+        replace("rpm = 3000", "rpm = 3000\nburst_s = 0"),
+        "key 'quotas.sim-small.burst_s'",
+    ),
+    "burst of more than a minute": (
+        "config/models.toml",
+        replace("rpm = 3000", "rpm = 3000\nburst_s = 61"),
+        "key 'quotas.sim-small.burst_s'",
+    ),
+    "window of a resource that does not exist": (
+        "config/models.toml",
+        replace("rpm = 3000", "rpm = 3000\nwindows_s = { words = 60 }"),
+        "key 'quotas.sim-small.windows_s.words.[key]'",
+    ),
     "no price": (
         "config/prices.toml",
         replace("[[prices.sim-small]]", "[[prices.sim-smal]]"),
@@ -127,12 +175,18 @@ BAD: dict[str, tuple[str, Edit, str]] = {
         replace('default_tier = "medium"', 'default_tier = "mediun"'),
         "key 'default_tier'",
     ),
+    "prompt with an unknown tier to fall back to": (
+        NEWEST_PROMPT,
+        replace('fallback_tiers = ["medium", "small"]', 'fallback_tiers = ["medium", "smal"]'),
+        "key 'fallback_tiers'",
+    ),
     "misspelt key of a prompt": (PROMPT, replace("max_tokens", "max_token"), "max_tokens"),
 }
 
 
 def test_project_s_own_configuration_holds_together(folder: Path) -> None:
-    catalogue, prices, prompts = read_configuration(settings(folder))
+    configuration = read_configuration(settings(folder))
+    catalogue, prices, prompts = configuration.catalogue, configuration.prices, configuration.prompts
     assert [tier.name for tier in catalogue.tiers] == ["small", "medium", "large"]
     assert [deployment.name for deployment in catalogue.deployments("small")] == ["sim-small"]
     assert {prompt.default_tier for prompt in prompts} == {"small", "medium"}
@@ -145,6 +199,63 @@ def test_bad_configuration_names_file_and_key(folder: Path, file: str, edit: Edi
     path.write_text(edit(path.read_text()))
     error = refusal(folder)
     assert (error.file, error.place) == (str(path), place)
+
+
+def test_an_unknown_quota_is_answered_with_those_that_exist(folder: Path) -> None:
+    path = folder / "config" / "models.toml"
+    path.write_text(path.read_text().replace('quota = "sim-small"', 'quota = "sim-smal"'))
+    error = refusal(folder)
+    assert error.reason == "there is no quota 'sim-smal'"
+    assert error.cure == "use one of ['sim-large', 'sim-medium', 'sim-small'], or add [quotas.sim-smal]"
+
+
+def test_deployments_that_name_one_quota_share_its_pool_and_one_without_has_no_limit(folder: Path) -> None:
+    path = folder / "config" / "models.toml"
+    content = path.read_text().replace('quota = "sim-medium"', 'quota = "sim-small"')
+    path.write_text(content.replace('quota = "sim-large"\n', ""))
+    catalogue = Catalogue.load(folder / "config", with_keys=False)
+    small, medium, large = (catalogue.deployments(tier)[0].quota for tier in ("small", "medium", "large"))
+    assert small is not None
+    assert (small.name, small.rpm, small.tpm, small.concurrency) == ("sim-small", 3000, 2_000_000, 1000)
+    assert (medium, large) == (small, None)
+
+
+@pytest.mark.parametrize("key", ["api_base_env", "api_key_env"])
+def test_a_catalogue_without_keys_needs_no_secret_and_knows_the_quotas(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    path = folder / "config" / "models.toml"
+    path.write_text(path.read_text().replace('account = "simulator"', f'account = "simulator"\n{key} = "OUR_OWN"'))
+    path.write_text(path.read_text().replace('api_base_env = "PENSTOCK_SIMULATOR_URL"\n', ""))
+    path.write_text(path.read_text().replace('api_base = "http://127.0.0.1:8091/v1"\n', ""))
+    monkeypatch.delenv("OUR_OWN", raising=False)
+    with pytest.raises(ConfigurationError, match="OUR_OWN"):
+        Catalogue.load(folder / "config")
+
+    (small,) = Catalogue.load(folder / "config", with_keys=False).deployments("small")
+
+    assert (small.api_key, small.api_base) == (None, None)
+    assert small.quota is not None
+    assert small.quota.tpm == 2_000_000
+
+
+def test_a_secret_that_is_there_is_not_read_without_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "config" / "models.toml"
+    path.write_text(path.read_text().replace('account = "simulator"', 'account = "simulator"\napi_key_env = "OUR_OWN"'))
+    monkeypatch.setenv("OUR_OWN", "secret")
+    monkeypatch.setenv(SIMULATOR, "http://127.0.0.1:7777/v1")
+    (with_keys,) = Catalogue.load(folder / "config").deployments("small")
+    (without,) = Catalogue.load(folder / "config", with_keys=False).deployments("small")
+    assert with_keys.api_key is not None
+    assert (with_keys.api_key.get_secret_value(), with_keys.api_base) == ("secret", "http://127.0.0.1:7777/v1")
+    assert (without.api_key, without.api_base) == (None, "http://127.0.0.1:8091/v1")
+
+
+def test_shares_of_tenants_are_checked_with_everything_else(folder: Path) -> None:
+    path = folder / "config" / "tenants.toml"
+    path.write_text("[tenants.acme]\nweight = 0\n")
+    error = refusal(folder)
+    assert (error.file, error.place) == (str(path), "key 'tenants.acme.weight'")
 
 
 def test_missing_price_class_is_never_zero(folder: Path) -> None:
@@ -215,7 +326,7 @@ def test_a_variable_replaces_the_address_that_the_file_gives(
 ) -> None:
     if url is not None:
         monkeypatch.setenv(SIMULATOR, url)
-    catalogue, _, _ = read_configuration(settings(folder))
+    catalogue = read_configuration(settings(folder)).catalogue
     assert catalogue.deployments("small")[0].api_base == (url or "http://127.0.0.1:8091/v1")
 
 
@@ -240,7 +351,7 @@ def test_deployment_that_no_tier_uses_needs_no_key_and_no_price(folder: Path) ->
     path = folder / "config" / "models.toml"
     unused = '\n[models.spare]\nmodel = "m"\naccount = "a"\napi_key_env = "NOT_SET"\ncontext_window = 1\n'
     path.write_text(path.read_text() + unused + "max_output_tokens = 1\n")
-    catalogue, _, _ = read_configuration(settings(folder))
+    catalogue = read_configuration(settings(folder)).catalogue
     assert "spare" not in catalogue.deployment_names
 
 
@@ -287,6 +398,43 @@ def test_address_that_is_none_is_refused_without_showing_it(url: str) -> None:
             read.require_database_url() if read.database_url else read.require_broker_url()
         assert caught.value.file == "environment"
         assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({"broker_url": "redis://host:6379/0"}, "redis://host:6379/0"),
+        ({"broker_url": "rediss://user:secret@host"}, "rediss://user:secret@host"),
+        ({"broker_url": "redis+socket:///tmp/here/redis.sock"}, "unix:///tmp/here/redis.sock"),
+        ({"broker_url": "redis://host", "redis_url": "redis://other/1"}, "redis://other/1"),
+        (
+            {"broker_url": "redis+socket:///tmp/redis.sock", "redis_url": "unix:///tmp/other.sock"},
+            "unix:///tmp/other.sock",
+        ),
+        ({"broker_url": "amqp://host//", "redis_url": "redis://other"}, "redis://other"),
+        ({"redis_url": "rediss://other"}, "rediss://other"),
+    ],
+)
+def test_the_gates_use_the_broker_unless_they_have_a_redis_of_their_own(variables: dict[str, str], url: str) -> None:
+    assert Settings.model_validate(variables).require_redis_url() == url
+
+
+@pytest.mark.parametrize("broker", ["amqp://user:secret@host//", "amqps://user:secret@host", "sentinel://secret:26379"])
+def test_a_broker_that_is_no_single_redis_does_not_serve_the_gates(broker: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.model_validate({"broker_url": broker}).require_redis_url()
+    assert (caught.value.file, caught.value.place) == ("environment", "PENSTOCK_REDIS_URL")
+    assert caught.value.cure == "set it to redis://..."
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://secret", "redis+socket:///secret.sock", "amqp://secret", "secret:6379", "://"])
+def test_an_address_of_the_gates_that_is_none_is_refused_without_showing_it(url: str) -> None:
+    read = Settings.model_validate({"broker_url": "redis://host", "redis_url": url})
+    with pytest.raises(ConfigurationError) as caught:
+        read.require_redis_url()
+    assert (caught.value.file, caught.value.place) == ("environment", "PENSTOCK_REDIS_URL")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '"text"', "{"])

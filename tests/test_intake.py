@@ -18,7 +18,7 @@ from penstock.clock import SystemClock
 from penstock.documents import DEFAULT_LIMITS
 from penstock.errors import IdempotencyConflictError, InvalidDocumentError, InvalidRequestError
 from penstock.intake import Intake
-from penstock.schemas import Lane
+from penstock.schemas import Lane, OnUnavailable
 from penstock.settings import Settings
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -55,6 +55,9 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "version unknown": ("prompt_version", {"prompt_version": "9.9.9"}),
     "version empty": ("prompt_version", {"prompt_version": ""}),
     "version with NUL": ("prompt_version", {"prompt_version": "1.0.0\0"}),
+    "choice unknown": ("on_unavailable", {"on_unavailable": "retry"}),
+    "choice in upper case": ("on_unavailable", {"on_unavailable": "WAIT"}),
+    "choice is None": ("on_unavailable", {"on_unavailable": None}),
     "tier unknown": ("tier", {"tier": "huge"}),
     "tier empty": ("tier", {"tier": ""}),
     "tier with a surrogate": ("tier", {"tier": "small\ud800"}),
@@ -210,7 +213,7 @@ def test_document_errors_have_a_class_of_their_own(intake: Intake) -> None:
 
 def test_unknown_names_are_answered_with_those_that_exist(intake: Intake) -> None:
     assert "'summarise_document'" in refusal(intake, prompt="summarize_document").cure
-    assert "1.0.0, 1.1.0" in refusal(intake, prompt_version="2.0.0").reason
+    assert "1.0.0, 1.1.0, 1.2.0" in refusal(intake, prompt_version="2.0.0").reason
     assert "['large', 'medium', 'small']" in refusal(intake, tier="huge").cure
 
 
@@ -228,8 +231,9 @@ def test_refusal_holds_nothing_of_the_text(intake: Intake) -> None:
 
 def test_request_becomes_a_complete_job(intake: Intake) -> None:
     job = intake.accept(uuid4(), {**GOOD, "variables": {"language": "German"}, "document": SAMPLES / "README.md"})
-    assert (job.tenant, job.prompt.id, job.prompt.version) == ("acme", "summarise_document", "1.1.0")
+    assert (job.tenant, job.prompt.id, job.prompt.version) == ("acme", "summarise_document", "1.2.0")
     assert (job.tier, job.lane, job.priority, job.document_name) == ("medium", Lane.INTERACTIVE, 5, "README.md")
+    assert (job.on_unavailable, job.fallback_tiers) == (OnUnavailable.WAIT, ("small",))
     assert job.variables == {"language": "German"}
     assert job.document == (SAMPLES / "README.md").read_text().strip()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import Reason
-from penstock.retry import KINDS, Backoff, Bury, Failure, Kind, RetryAfter, decide
+from penstock.retry import TREATMENTS, Backoff, Bury, Failure, Kind, RetryAfter, decide
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BACKOFF = Backoff(base_s=1.0, longest_s=60.0, throttled_s=1.0)
@@ -24,19 +24,19 @@ failures = st.builds(
 )
 
 
-def test_every_reason_has_a_kind() -> None:
-    assert set(KINDS) == set(Reason)
+def test_every_reason_has_a_treatment() -> None:
+    assert set(TREATMENTS) == set(Reason)
 
 
 @given(failures, jitters)
 def test_a_permanent_reason_is_never_tried_again(failure: Failure, jitter: float) -> None:
-    if KINDS[failure.reason] is Kind.PERMANENT:
+    if TREATMENTS[failure.reason].kind is Kind.PERMANENT:
         assert decide(failure, BACKOFF, jitter) == Bury(failure.reason)
 
 
 @given(failures, jitters)
 def test_a_throttled_job_spends_no_failure_and_only_its_deadline_ends_it(failure: Failure, jitter: float) -> None:
-    if failure.reason is not Reason.THROTTLED:
+    if TREATMENTS[failure.reason].kind is not Kind.THROTTLED:
         return
     verdict = decide(failure, BACKOFF, jitter)
     assert verdict == Bury(Reason.DEADLINE) or (isinstance(verdict, RetryAfter) and not verdict.counts)
@@ -63,7 +63,11 @@ def test_a_wait_is_bounded_and_never_shorter_than_the_provider_asked_for(failure
         assert asked_s <= verdict.delay_s <= asked_s * 1.1
 
 
-@given(st.sampled_from([reason for reason in Reason if KINDS[reason] is Kind.TRANSIENT]), st.integers(1, 20), jitters)
+@given(
+    st.sampled_from([reason for reason in Reason if TREATMENTS[reason].kind is Kind.TRANSIENT]),
+    st.integers(1, 20),
+    jitters,
+)
 def test_a_job_that_always_fails_is_dead_after_exactly_max_failures(
     reason: Reason, max_failures: int, jitter: float
 ) -> None:

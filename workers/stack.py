@@ -115,7 +115,7 @@ class Stack:
         self._lock()
         self._start_databases()
         self._start_simulator()
-        catalogue, _, _ = read_configuration(self.settings)
+        catalogue = read_configuration(self.settings).catalogue
         self.tell("starting the pools " + ", ".join(tier.name for tier in catalogue.tiers) + ", feeder, upkeep, Flower")
         self._cleanup.callback(lambda: stop([service for service in self.services if service.name != "simulator"]))
         pools = [

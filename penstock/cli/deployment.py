@@ -79,7 +79,8 @@ def check() -> None:
     from penstock.configuration import read_configuration
     from penstock.settings import load_settings
 
-    catalogue, _, prompts = read_configuration(load_settings())
+    configuration = read_configuration(load_settings())
+    catalogue, prompts = configuration.catalogue, configuration.prompts
     click.echo(
         f"{len(catalogue.tiers)} tiers, {len(catalogue.deployment_names)} deployments, "
         f"{len(list(prompts))} prompt versions: all of it holds together"

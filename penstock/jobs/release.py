@@ -3,7 +3,8 @@
 Fair between tenants by start-time fair queueing in tokens (Goyal, Vin and Cheng, 1996): a tenant's next job starts
 where its last one finished, the smallest start tag goes first. A job weighs its estimate until its end states the
 truth; both are divided by the tenant's weight. A tenant that comes back starts where the others stand, at the virtual
-time: the smallest start tag of those that waited at the last release, kept in the row of the tenant ''.
+time: the largest start tag that was released, kept in the row of the tenant ''. Whoever waited at the last release
+stands where it stands: what its ends correct is not lost. Charges are added, so that they and corrections commute.
 """
 
 import json
@@ -80,7 +81,7 @@ RETRIES = """
 # first can hold the smallest start tags.
 FAIR = """
     WITH RECURSIVE virtual AS (
-        SELECT coalesce(max(served_tokens), 0) AS time FROM tenant_shares
+        SELECT coalesce(max(served_tokens), 0) AS time, coalesce(max(releases), 0) AS releases FROM tenant_shares
         WHERE tier = :tier AND lane = :lane AND tenant = ''
     ), given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:shares AS jsonb)) AS row(tenant text, weight float8, concurrency integer)
@@ -98,14 +99,19 @@ FAIR = """
             CASE WHEN given.tenant IS NULL THEN :concurrency ELSE given.concurrency END AS concurrency
         FROM waiting LEFT JOIN given USING (tenant) WHERE waiting.tenant IS NOT NULL
     ), shares AS (
-        SELECT entitled.*, greatest(coalesce(share.served_tokens, 0), virtual.time) AS stands_at
+        SELECT entitled.*, coalesce(share.served_tokens, 0) AS served,
+            CASE WHEN share.releases = virtual.releases THEN share.served_tokens
+                ELSE greatest(coalesce(share.served_tokens, 0), virtual.time) END AS stands_at
         FROM entitled CROSS JOIN virtual
         LEFT JOIN tenant_shares AS share
             ON share.tier = :tier AND share.lane = :lane AND share.tenant = entitled.tenant
-        WHERE entitled.concurrency IS NULL OR entitled.concurrency > (
+        WHERE (entitled.concurrency IS NULL OR entitled.concurrency > (
             SELECT count(*) FROM jobs
-            WHERE state IN ('released', 'running') AND tier = :tier AND jobs.tenant = entitled.tenant)
-        ORDER BY stands_at, entitled.tenant LIMIT :most
+            WHERE state IN ('released', 'running') AND tier = :tier AND jobs.tenant = entitled.tenant))
+            AND EXISTS (
+                SELECT 1 FROM jobs WHERE state = 'queued' AND tier = :tier AND lane = :lane AND {which}
+                    AND jobs.tenant = entitled.tenant AND due_at <= now())
+        ORDER BY stands_at, entitled.tenant LIMIT greatest(:most, 64)
     ), heads AS (
         SELECT head.id, head.created_at, head.estimated_tokens, shares.weight,
             shares.stands_at + (sum(head.estimated_tokens) OVER
@@ -134,13 +140,18 @@ FAIR = """
         UPDATE jobs SET state = 'released', released_at = now(), charged_tokens = estimated_tokens
         FROM chosen WHERE jobs.id = chosen.id
         RETURNING jobs.*, chosen.start_tag, chosen.weight
+    ), charges AS (
+        SELECT shares.tenant, shares.stands_at - shares.served
+            + coalesce(sum(released.estimated_tokens), 0) / shares.weight AS tokens
+        FROM shares LEFT JOIN released USING (tenant) WHERE EXISTS (SELECT 1 FROM released)
+        GROUP BY shares.tenant, shares.stands_at, shares.served, shares.weight
+        UNION ALL SELECT '', greatest(0, max(start_tag) - (SELECT time FROM virtual)) FROM released HAVING count(*) > 0
     ), charged AS (
-        INSERT INTO tenant_shares AS share (tier, lane, tenant, served_tokens)
-        SELECT :tier, :lane, tenant, round(max(start_tag + estimated_tokens / weight)) FROM released GROUP BY tenant
-        UNION ALL SELECT :tier, :lane, '', round((SELECT min(stands_at) FROM shares)) FROM released HAVING count(*) > 0
+        INSERT INTO tenant_shares AS share (tier, lane, tenant, served_tokens, releases)
+        SELECT :tier, :lane, tenant, round(tokens), virtual.releases + 1 FROM charges CROSS JOIN virtual
         ORDER BY 3  -- one order for all: two feeders cannot deadlock
         ON CONFLICT (tier, lane, tenant) DO UPDATE
-            SET served_tokens = greatest(share.served_tokens, excluded.served_tokens)
+            SET served_tokens = share.served_tokens + excluded.served_tokens, releases = excluded.releases
     )
     SELECT * FROM released ORDER BY start_tag, created_at
 """

@@ -12,8 +12,9 @@ from sqlalchemy import Connection, Engine, text
 from penstock.errors import Reason
 from penstock.jobs import execution, leases, queries, release, submission
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
+from penstock.jobs.release import Allowance
 from penstock.jobs.submission import NewJob
-from penstock.schemas import Lane, PromptReference
+from penstock.schemas import Lane, OnUnavailable, PromptReference
 
 PROMPT = PromptReference(id="summarise_document", version="1.0.0", digest="d" * 64)
 TABLES = ("jobs", "payloads", "attempts", "answers", "results", "ledger", "tenant_shares", "workers")
@@ -40,6 +41,7 @@ def new_job(**changes: Any) -> NewJob:
         "idempotency_key": None,
         "content_digest": "c" * 64,
         "deadline": None,
+        "on_unavailable": OnUnavailable.WAIT,
     }
     return NewJob(**given | changes)
 
@@ -103,7 +105,7 @@ def claim_again(engine: Engine, job_id: UUID, worker: str = "w1") -> ClaimedJob:
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET due_at = now() WHERE id = :id"), {"id": job_id})
         for lane in Lane:
-            release.release_retries(connection, "small", lane, most=100)
+            release.release_retries(connection, "small", lane, Allowance(100))
     claimed = claim(engine, job_id, worker)
     assert claimed is not None
     return claimed
@@ -139,6 +141,19 @@ def history(engine: Engine, job_id: UUID) -> list[tuple[int, str, str, str | Non
             (attempt.fence, attempt.worker, attempt.outcome, attempt.reason)
             for attempt in queries.attempts(connection, job_id)
         ]
+
+
+def served_tokens(engine: Engine, lane: Lane = Lane.BATCH, tier: str = "small") -> dict[str, int]:
+    """Give what each tenant's share has been charged; the tenant '' has the virtual time."""
+    shares = everything(engine)["tenant_shares"]
+    return {
+        share["tenant"]: share["served_tokens"] for share in shares if (share["lane"], share["tier"]) == (lane, tier)
+    }
+
+
+def deferral(job: ClaimedJob, delay_s: float = 0.0) -> Ending:
+    """Say that the job could not be admitted."""
+    return Ending(job.id, job.fence, Outcome.DEFERRED, Reason.LIMITED, "tokens of quota sim", delay_s=delay_s)
 
 
 def everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:

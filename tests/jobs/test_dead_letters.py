@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine
 from penstock.errors import Reason
 from penstock.jobs import dead_letters, queries, release, submission
 from penstock.jobs.dead_letters import DeadLetter
+from penstock.jobs.release import Allowance
 from penstock.money import ledger
 from penstock.schemas import JobState, Lane
 from tests.jobs import rows
@@ -75,7 +76,7 @@ def test_a_replayed_job_runs_again_with_its_history_and_the_next_fence(engine: E
     job_id = rows.dead_job(engine)
     replay(engine, job_id)
     with engine.begin() as connection:
-        (found,) = release.release_fairly(connection, "small", Lane.INTERACTIVE, most=5)
+        (found,) = release.release_fairly(connection, "small", Lane.INTERACTIVE, Allowance(5))
     assert (found.job_id, found.is_retry) == (job_id, True)
     again = rows.claim(engine, job_id)
     assert again is not None
@@ -100,7 +101,7 @@ def test_a_replay_keeps_answers_that_were_paid_for(engine: Engine) -> None:
 
     with engine.begin() as connection:
         (kept,) = ledger.recall(connection, [(job.id, "q")])
-        assert kept == ledger.JournaledAnswer(call_id, "m", "stop", "An answer.")
+        assert kept == ledger.JournaledAnswer(call_id, "sim", "m", "stop", "An answer.")
         assert ledger.totals(connection).nanodollars == 40
 
 
@@ -171,7 +172,7 @@ def test_a_job_that_dies_again_is_announced_again(engine: Engine) -> None:
     replay(engine, job_id)
     assert take(engine) == []
     with engine.begin() as connection:
-        release.release_fairly(connection, "small", Lane.INTERACTIVE, most=5)
+        release.release_fairly(connection, "small", Lane.INTERACTIVE, Allowance(5))
     again = rows.claim(engine, job_id)
     assert again is not None
     rows.finish(engine, rows.death(again, Reason.CONTENT_POLICY))

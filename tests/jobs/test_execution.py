@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from penstock.errors import Reason
 from penstock.jobs import execution, leases, queries
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
-from penstock.schemas import JobState, Lane
+from penstock.schemas import JobState, Lane, OnUnavailable
 from tests.jobs import rows
 
 
@@ -52,6 +52,7 @@ def test_a_live_worker_gets_all_that_an_attempt_needs(engine: Engine) -> None:
         tier="small",
         lane=Lane.INTERACTIVE,
         failures=2,
+        on_unavailable=OnUnavailable.WAIT,
         deadline=None,
         created_at=stored["created_at"],
         started_at=stored["started_at"],
@@ -214,11 +215,26 @@ def test_a_success_stores_its_result_and_clears_what_went_wrong_before(engine: E
     assert (ended["state"], ended["reason"], ended["detail"]) == ("succeeded", None, None)
     assert (ended["attempts"], ended["failures"], ended["fence"]) == (2, 1, 2)
     assert ended["ended_at"] >= ended["started_at"]
-    assert results(engine) == [(job.id, "A tale.", "sim-small", "sim-small-1")]
+    assert results(engine) == [(job.id, "A tale.", "sim-small", "sim-small-1", False)]
     assert rows.history(engine, job.id) == [(1, "w1", "retried", "overloaded"), (2, "w1", "succeeded", None)]
     with engine.begin() as connection:
         seen = queries.get(connection, [job.id])[job.id]
     assert (seen.result, seen.model_asked, seen.model_served) == ("A tale.", "sim-small", "sim-small-1")
+
+
+def test_a_degraded_success_is_marked_with_why_it_has_no_model(engine: Engine) -> None:
+    job = rows.running_job(engine, on_unavailable=OnUnavailable.DEGRADE)
+    ending = Ending(
+        job.id, job.fence, Outcome.SUCCEEDED, Reason.UNAVAILABLE, "all are out", result="Sentences.", degraded=True
+    )
+
+    assert rows.finish(engine, ending) is True
+
+    with engine.begin() as connection:
+        seen = queries.get(connection, [job.id])[job.id]
+    assert (seen.state, seen.result, seen.degraded) == (JobState.SUCCEEDED, "Sentences.", True)
+    assert (seen.reason, seen.detail, seen.on_unavailable) == ("unavailable", "all are out", OnUnavailable.DEGRADE)
+    assert (seen.model_asked, seen.model_served) == ("", "")
 
 
 def test_a_retry_is_due_after_its_delay(engine: Engine) -> None:
@@ -318,7 +334,7 @@ def test_a_mixed_batch_ends_each_job_in_its_own_way(engine: Engine) -> None:
 
     assert [rows.state(engine, job.id) for job in jobs] == ["retrying", "succeeded", "dead", "cancelled", "retrying"]
     assert [rows.row(engine, job.id)["failures"] for job in jobs] == [1, 0, 1, 0, 0]
-    assert results(engine) == [(jobs[1].id, "one", "sim-small", "sim-small-1")]
+    assert results(engine) == [(jobs[1].id, "one", "sim-small", "sim-small-1", False)]
 
 
 def test_of_two_endings_of_one_attempt_in_one_batch_the_first_counts(engine: Engine) -> None:

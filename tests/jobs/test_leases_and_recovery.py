@@ -40,6 +40,27 @@ def crash(engine: Engine, job_id: UUID) -> list[Recovered]:
     return recover(engine)
 
 
+def test_only_workers_whose_lease_runs_are_counted_as_alive(engine: Engine) -> None:
+    with engine.begin() as connection:
+        assert leases.count_alive(connection) == 0
+    for worker in ("w1", "w2", "expired", "retired"):
+        rows.start_worker(engine, worker)
+    rows.expire_lease(engine, "expired")
+    with engine.begin() as connection:
+        leases.retire(connection, "retired")
+    with engine.begin() as connection:
+        assert leases.count_alive(connection) == 2
+
+
+def test_a_worker_keeps_the_tier_that_it_began_with(engine: Engine) -> None:
+    with engine.begin() as connection:
+        leases.renew(connection, "w1", 60.0, "small")
+        leases.renew(connection, "w2", 60.0)
+    with engine.begin() as connection:
+        leases.renew(connection, "w1", 60.0, "small")
+    assert {worker["id"]: worker["tier"] for worker in rows.everything(engine)["workers"]} == {"w1": "small", "w2": ""}
+
+
 def test_a_job_whose_worker_died_is_tried_again_at_once(engine: Engine) -> None:
     job = rows.running_job(engine)
     rows.expire_lease(engine)

@@ -17,9 +17,9 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, Engine, text
 
 from penstock.errors import Reason
-from penstock.jobs import dead_letters, execution, leases, queries, recovery, release, submission
+from penstock.jobs import dead_letters, execution, leases, queries, recovery, release, reruns, submission
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
-from penstock.jobs.release import Group
+from penstock.jobs.release import Allowance, Group
 from penstock.jobs.states import TRANSITIONS
 from penstock.schemas import JobState, Lane
 from tests.jobs import rows
@@ -42,6 +42,8 @@ class JobLife(RuleBasedStateMachine):
         self.seen: dict[UUID, dict[str, Any]] = {}
         self.ids: list[UUID] = []
         self.runs: list[ClaimedJob] = []
+        self.deferred: set[tuple[UUID, int]] = set()
+        self.rerun: set[UUID] = set()
         self.may_leave_an_end = False
         rows.execute(engine, f"TRUNCATE {', '.join(rows.TABLES)}")
 
@@ -96,10 +98,11 @@ class JobLife(RuleBasedStateMachine):
                     connection, "small", Group(lane, is_retry), older_than_s=-1, most=most
                 )
             ]
+            allowance = Allowance(most)
             retries = [
-                found for lane in Lane for found in release.release_retries(connection, "small", lane, most=most)
+                found for lane in Lane for found in release.release_retries(connection, "small", lane, allowance)
             ]
-            new = [found for lane in Lane for found in release.release_fairly(connection, "small", lane, most=most)]
+            new = [found for lane in Lane for found in release.release_fairly(connection, "small", lane, allowance)]
         assert {self.row(found.job_id)["state"] for found in again} <= {"released"}
         assert {self.row(found.job_id)["state"] for found in retries} <= {"retrying"}
         assert {self.row(found.job_id)["state"] for found in new} <= {"queued"}
@@ -140,7 +143,15 @@ class JobLife(RuleBasedStateMachine):
     def end(self, runs: list[ClaimedJob], ends: list[Outcome]) -> None:
         endings = [
             Ending(
-                run.id, run.fence, outcome, Reason.TIMEOUT, failed=True, result="r", model_asked="m", model_served="m"
+                run.id,
+                run.fence,
+                outcome,
+                Reason.TIMEOUT,
+                failed=True,
+                result="r",
+                degraded=self.is_degraded(run),
+                model_asked="m",
+                model_served="m",
             )
             for run, outcome in zip(runs, ends, strict=False)
         ]
@@ -148,6 +159,20 @@ class JobLife(RuleBasedStateMachine):
             ended = execution.finish(connection, endings)
         first = [runs.index(run) == position for position, run in enumerate(runs)]
         assert ended == [self.owns(run) and is_first for run, is_first in zip(runs, first, strict=True)]
+        for run, outcome, has_ended in zip(runs, ends, ended, strict=False):
+            if outcome is Outcome.DEFERRED and has_ended:
+                self.came_to_nothing(run)
+
+    def came_to_nothing(self, run: ClaimedJob) -> None:
+        """Check that a job which could not be admitted is where it was before this run."""
+        before, after = self.row(run.id), rows.row(self.engine, run.id)
+        assert after["state"] == ("queued" if before["attempts"] == 1 else "retrying")
+        assert (after["attempts"], after["fence"]) == (before["attempts"] - 1, before["fence"])
+        self.deferred.add((run.id, run.fence))
+
+    @staticmethod
+    def is_degraded(run: ClaimedJob) -> bool:
+        return run.fence % 2 == 1
 
     @rule(number=picks)
     def cancel(self, number: int) -> None:
@@ -202,6 +227,16 @@ class JobLife(RuleBasedStateMachine):
         row = self.row(job_id)
         assert replayed == ([job_id] if row["state"] == "dead" and row["reason"] != "invalid" else [])
 
+    @precondition(lambda self: any(row["state"] == "succeeded" for row in self.seen.values()))
+    @rule()
+    def rerun_what_succeeded(self) -> None:
+        self.may_leave_an_end = True
+        with self.engine.begin() as connection:
+            degraded = set(connection.scalars(text("SELECT job_id FROM results WHERE degraded")))
+            rerun = reruns.rerun(connection, self.ids)
+        assert set(rerun) == {job_id for job_id in degraded if self.row(job_id)["state"] == "succeeded"}
+        self.rerun |= degraded
+
     @rule(number=picks)
     def discard(self, number: int) -> None:
         job_id = self.pick(number)
@@ -223,7 +258,8 @@ class JobLife(RuleBasedStateMachine):
             now = {row["id"]: dict(row) for row in connection.execute(text("SELECT * FROM jobs")).mappings()}
             self.attempts_fit(connection, now)
             results = list(connection.scalars(text("SELECT job_id FROM results")))
-        assert sorted(results) == sorted(job_id for job_id, row in now.items() if row["state"] == "succeeded")
+        assert set(results) == self.rerun | {job_id for job_id, row in now.items() if row["state"] == "succeeded"}
+        assert len(results) == len(set(results))
         assert now.keys() == set(self.ids)
         for job_id, row in now.items():
             self.step_is_allowed(self.seen.get(job_id), row)
@@ -243,13 +279,14 @@ class JobLife(RuleBasedStateMachine):
             assert after == before | {"announced": after["announced"]}
 
     def attempts_fit(self, connection: Connection, jobs: dict[UUID, dict[str, Any]]) -> None:
-        """Each claim left one attempt, and the only one that is open is the last of a running job."""
+        """Each claim that was not deferred left an attempt, and the only open one is the last of a running job."""
         attempts: dict[UUID, list[Any]] = {job_id: [] for job_id in jobs}
         for attempt in connection.execute(text("SELECT * FROM attempts ORDER BY fence")):
             attempts[attempt.job_id].append(attempt)
         for job_id, job in jobs.items():
-            assert [attempt.fence for attempt in attempts[job_id]] == list(range(1, job["fence"] + 1))
-            assert job["attempts"] == job["fence"]
+            fences = [fence for fence in range(1, job["fence"] + 1) if (job_id, fence) not in self.deferred]
+            assert [attempt.fence for attempt in attempts[job_id]] == fences
+            assert job["attempts"] == len(fences)
             still_open = [attempt.fence for attempt in attempts[job_id] if attempt.outcome == "running"]
             assert still_open == ([job["fence"]] if job["state"] == "running" else [])
             assert all((attempt.ended_at is None) == (attempt.outcome == "running") for attempt in attempts[job_id])
@@ -262,6 +299,9 @@ def test_no_sequence_of_steps_leaves_the_state_diagram(schema: Engine) -> None:
     )
 
 
-def test_every_state_is_in_the_diagram_and_only_the_dead_leave_an_end() -> None:
+def test_every_state_is_in_the_diagram_and_only_the_dead_and_the_degraded_leave_an_end() -> None:
     assert set(TRANSITIONS) == set(JobState)
-    assert {state for state, following in TRANSITIONS.items() if state.is_terminal and following} == {JobState.DEAD}
+    assert {state: following for state, following in TRANSITIONS.items() if state.is_terminal and following} == {
+        JobState.DEAD: {JobState.QUEUED, JobState.CANCELLED},
+        JobState.SUCCEEDED: {JobState.QUEUED},
+    }

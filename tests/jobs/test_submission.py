@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from penstock.errors import IdempotencyConflictError
 from penstock.jobs import queries, submission
 from penstock.jobs.submission import Accepted, NewJob
-from penstock.schemas import JobState, Lane, Usage
+from penstock.schemas import JobState, Lane, OnUnavailable, Usage
 from tests.jobs import rows
 
 AWKWARD = 'it\'s "quoted" \\ \\u0041 \\\\n \n\t\r 日本語 🎉 \u202e \x7f %s %(x)s :name $1 {} {{x}} \u2028'
@@ -31,7 +31,14 @@ def accept(engine: Engine, *jobs: NewJob, window: int = 3) -> list[Accepted]:
 
 def test_a_job_is_stored_as_it_was_given(engine: Engine) -> None:
     deadline = datetime(2099, 1, 1, 12, 30, 0, 123456, tzinfo=UTC)
-    job = rows.new_job(idempotency_key="k", deadline=deadline, priority=9, lane=Lane.BATCH)
+    job = rows.new_job(
+        idempotency_key="k",
+        deadline=deadline,
+        priority=9,
+        lane=Lane.BATCH,
+        on_unavailable=OnUnavailable.FAIL,
+        fallback_tiers=("medium", "large"),
+    )
 
     assert accept(engine, job) == [Accepted(job.id, JobState.QUEUED, "small", Lane.BATCH, created=True)]
 
@@ -41,6 +48,8 @@ def test_a_job_is_stored_as_it_was_given(engine: Engine) -> None:
     assert (stored.priority, stored.document_name, stored.metadata) == (9, "tale.txt", {"order": "17"})
     assert (stored.deadline, stored.attempts, stored.reason, stored.result) == (deadline, 0, None, None)
     assert (stored.usage, stored.cost_nanodollars, stored.ended_at) == (Usage(), 0, None)
+    assert (stored.on_unavailable, stored.degraded) == (OnUnavailable.FAIL, False)
+    assert rows.row(engine, job.id)["fallback_tiers"] == ["medium", "large"]
     assert rows.row(engine, job.id)["idempotency_key"] == "k"
     assert rows.everything(engine)["payloads"] == [
         {"job_id": job.id, "variables": {"language": "English"}, "document": "Once upon a time."}

@@ -187,7 +187,9 @@ def test_a_settlement_states_the_truth_and_keeps_the_answer(engine: Engine) -> N
     assert (entry["input_tokens"], entry["cached_input_tokens"], entry["output_tokens"]) == (100, 20, 30)
     assert (entry["model_served"], entry["reason"]) == ("sim-small-1", None)
     assert entry["settled_at"] is not None
-    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(call_id, "sim-small-1", "stop", "An answer.")]
+    assert recall(engine, (job.id, "q" * 64)) == [
+        JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "An answer.")
+    ]
     assert totals(engine) == LedgerTotals(1, 400, 120, 30, open=0)
     with engine.begin() as connection:
         seen = queries.get(connection, [job.id])[job.id]
@@ -234,7 +236,9 @@ def test_an_unknown_outcome_keeps_the_upper_bound_and_may_be_settled_later(engin
 
     (entry,) = entries(engine)
     assert (entry["state"], entry["nanodollars"], entry["reason"]) == ("settled", 400, None)
-    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(call_id, "sim-small-1", "stop", "An answer.")]
+    assert recall(engine, (job.id, "q" * 64)) == [
+        JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "An answer.")
+    ]
 
 
 @pytest.mark.parametrize("truth_comes_first", [True, False])
@@ -250,7 +254,7 @@ def test_of_two_truths_in_one_batch_the_first_counts_with_its_own_answer(engine:
     job, call_id = open_call(engine)
     settle(engine, truth(call_id, 400, "first"), truth(call_id, 500, "second"))
     assert totals(engine).nanodollars == 400
-    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(call_id, "sim-small-1", "stop", "first")]
+    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "first")]
 
 
 def test_a_settlement_of_a_call_that_was_never_intended_changes_nothing(engine: Engine) -> None:
@@ -293,7 +297,7 @@ def test_the_first_answer_to_a_question_stays_and_both_calls_are_paid(engine: En
     intend(engine, second)
     settle(engine, truth(first, 400, "first"))
     settle(engine, truth(second.call_id, 300, "second"))
-    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(first, "sim-small-1", "stop", "first")]
+    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(first, "sim-small", "sim-small-1", "stop", "first")]
     assert totals(engine).nanodollars == 700
 
 

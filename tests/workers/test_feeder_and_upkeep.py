@@ -1,5 +1,6 @@
 """The two processes that keep jobs moving, one pass at a time, on a real Postgres and a real Redis."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -10,10 +11,13 @@ from sqlalchemy import Engine, text
 
 from penstock.client import Client
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
+from penstock.gates.scripts import SyncScripts
 from penstock.jobs.dead_letters import DeadLetter
+from penstock.routing import Catalogue
 from penstock.settings import Settings
+from penstock.tenants import Tenants
 from workers.embedded import RedisServer
-from workers.feeder import LEAST_RELEASED, feed, mend
+from workers.feeder import LEAST_RELEASED, Gauge, feed, mend
 from workers.upkeep import Swept, sweep
 
 DOCUMENT = "The agency will hold a public meeting on 4 May 2017."
@@ -25,6 +29,15 @@ def doorbell(settings: Settings, broker: redis.Redis) -> Iterator[Doorbell]:
     assert broker.dbsize() == 0
     yield bell
     bell.close()
+
+
+@pytest.fixture
+def gauge(settings: Settings, broker: redis.Redis, tmp_path: Path) -> Gauge:
+    """Give a gauge that knows no limit: none of the deployments names a quota."""
+    for name in ("tiers.toml", "models.toml"):
+        content = (settings.config / name).read_text()
+        (tmp_path / name).write_text(re.sub(r"^quota = .*$", "", content, flags=re.MULTILINE))
+    return Gauge(SyncScripts(broker), Catalogue.load(tmp_path, with_keys=False), Tenants.load(tmp_path))
 
 
 @pytest.fixture
@@ -47,41 +60,41 @@ def states(engine: Engine) -> dict[str, int]:
 
 
 def test_a_backlog_stays_in_rows_and_the_broker_gets_about_two_seconds_of_it(
-    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis, gauge: Gauge
 ) -> None:
     submit(client, 100)
-    assert feed(engine, doorbell, "small") == LEAST_RELEASED
-    assert feed(engine, doorbell, "small") == 0
+    assert feed(engine, doorbell, "small", gauge) == LEAST_RELEASED
+    assert feed(engine, doorbell, "small", gauge) == 0
     assert states(engine) == {"released": LEAST_RELEASED, "queued": 100 - LEAST_RELEASED}
     assert broker.llen("small.batch") == LEAST_RELEASED
 
 
-def test_what_was_claimed_lately_makes_room(client: Client, engine: Engine, doorbell: Doorbell) -> None:
+def test_what_was_claimed_lately_makes_room(client: Client, engine: Engine, doorbell: Doorbell, gauge: Gauge) -> None:
     submit(client, 100)
-    feed(engine, doorbell, "small")
+    feed(engine, doorbell, "small", gauge)
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'running', started_at = now() WHERE state = 'released'"))
-    assert feed(engine, doorbell, "small") == 2 * LEAST_RELEASED
+    assert feed(engine, doorbell, "small", gauge) == 2 * LEAST_RELEASED
 
 
 def test_a_retry_goes_to_its_own_queue_when_it_is_due(
-    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis, gauge: Gauge
 ) -> None:
     submit(client, 2)
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'retrying', attempts = 1, due_at = now() + interval '1 hour'"))
-    assert feed(engine, doorbell, "small") == 0
+    assert feed(engine, doorbell, "small", gauge) == 0
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET due_at = now()"))
-    assert feed(engine, doorbell, "small") == 2
+    assert feed(engine, doorbell, "small", gauge) == 2
     assert (broker.llen("small.retry"), broker.llen("small.batch")) == (2, 0)
 
 
 def test_messages_that_redis_lost_are_sent_again_and_others_are_not(
-    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis, gauge: Gauge
 ) -> None:
     submit(client, 5)
-    assert feed(engine, doorbell, "small") == 5
+    assert feed(engine, doorbell, "small", gauge) == 5
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET released_at = now() - interval '1 minute'"))
     assert mend(engine, doorbell, "small") == 0
@@ -169,20 +182,20 @@ def test_a_broker_that_is_away_is_one_kind_of_error_whatever_was_asked_of_it(tmp
 
 
 def test_a_batch_in_the_broker_takes_no_room_of_an_interactive_job(
-    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
+    client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis, gauge: Gauge
 ) -> None:
     submit(client, 100)
-    feed(engine, doorbell, "small")
+    feed(engine, doorbell, "small", gauge)
     (job_id,) = submit(client, 1, lane="interactive")
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'queued', released_at = NULL WHERE id = :id"), {"id": job_id})
     broker.delete("small.interactive")
-    assert feed(engine, doorbell, "small") == 1
+    assert feed(engine, doorbell, "small", gauge) == 1
     assert broker.llen("small.interactive") == 1
 
 
 def test_due_retries_of_a_batch_do_not_starve_an_interactive_job(
-    client: Client, engine: Engine, doorbell: Doorbell
+    client: Client, engine: Engine, doorbell: Doorbell, gauge: Gauge
 ) -> None:
     submit(client, 3 * LEAST_RELEASED)
     with engine.begin() as connection:
@@ -190,7 +203,7 @@ def test_due_retries_of_a_batch_do_not_starve_an_interactive_job(
     (job_id,) = submit(client, 1, lane="interactive")
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'queued' WHERE id = :id"), {"id": job_id})
-    assert feed(engine, doorbell, "small") == LEAST_RELEASED + 1
+    assert feed(engine, doorbell, "small", gauge) == LEAST_RELEASED + 1
     assert client.get(job_id).state == "released"
 
 

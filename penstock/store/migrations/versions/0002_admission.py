@@ -16,6 +16,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop what `upgrade` added."""
     op.execute("ALTER TABLE workers DROP COLUMN tier")
+    op.execute("ALTER TABLE tenant_shares DROP COLUMN releases")
     op.execute("DROP INDEX results_degraded, jobs_impatient")
     op.execute("ALTER TABLE results DROP COLUMN degraded")
     op.execute("ALTER TABLE jobs DROP COLUMN charged_tokens, DROP COLUMN fallback_tiers, DROP COLUMN on_unavailable")

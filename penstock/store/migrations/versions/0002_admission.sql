@@ -11,6 +11,10 @@ ALTER TABLE results ADD COLUMN degraded boolean NOT NULL DEFAULT false;
 
 COMMENT ON COLUMN results.degraded IS 'no model wrote it: sentences of the document stand in for an answer';
 
+ALTER TABLE tenant_shares ADD COLUMN releases bigint NOT NULL DEFAULT 0;
+
+COMMENT ON COLUMN tenant_shares.releases IS 'the last release at which the tenant waited, by its number';
+
 ALTER TABLE workers ADD COLUMN tier text NOT NULL DEFAULT '';
 
 CREATE INDEX jobs_impatient ON jobs (tier, lane, tenant, priority DESC, created_at, id)
