@@ -11,7 +11,9 @@ NOT_BENCHMARKS = {"__init__", "__main__", "report"}
 
 def main() -> None:
     """List, or run the one that is named, with the arguments behind its name."""
-    found = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in NOT_BENCHMARKS}
+    files = {path.stem: path for path in FOLDER.glob("*.py") if path.stem not in NOT_BENCHMARKS}
+    packages = {path.parent.name: path.with_name("__init__.py") for path in FOLDER.glob("*/__main__.py")}
+    found = dict(sorted((files | packages).items()))
     if len(sys.argv) == 1:
         for name, path in found.items():
             purpose = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]

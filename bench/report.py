@@ -17,8 +17,9 @@ from rich.table import Column, Table
 
 __all__ = ["Measure", "Report"]
 
+WIDTH = 150
 RESULTS = Path(__file__).parent / "results"
-COMPARISONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
+COMPARISONS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Report:
         """Begin a run; the versions of `packages` are written down with it."""
         self.name = name
         self.measures: list[Measure] = []
+        self.notes: list[str] = []
         self._begun = time.monotonic()
         self._load_before = os.getloadavg()[0]
         self._versions = {"python": platform.python_version(), **{package: version(package) for package in packages}}
@@ -56,6 +58,10 @@ class Report:
     ) -> None:
         """Note a figure, and what its peers reached in the same run."""
         self.measures.append(Measure(name, value, unit, must, beside or {}))
+
+    def note(self, sentence: str) -> None:
+        """Say what a reader of the figures has to know of how they came about."""
+        self.notes.append(sentence)
 
     def as_json(self) -> dict[str, Any]:
         """Give the run as it is written to the file."""
@@ -69,6 +75,7 @@ class Report:
             },
             "versions": self._versions,
             "seconds": round(time.monotonic() - self._begun, 1),
+            "notes": self.notes,
             "measures": [{**asdict(measure), "holds": measure.holds} for measure in self.measures],
         }
 
@@ -81,11 +88,12 @@ class Report:
         if not short:
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=2) + "\n")
-        console = Console()
+        console = Console(width=max(WIDTH, Console().width))
         if as_json:
             console.print_json(data=content)
         else:
             console.print(self._table())
+            console.print(*self.notes, sep="\n", highlight=False)
         return 0 if all(measure.holds for measure in self.measures) else 1
 
     def _table(self) -> Table:

@@ -158,7 +158,8 @@ FINISH = text("""
         FROM judged
         WHERE jobs.id = judged.job_id AND jobs.fence = judged.fence AND jobs.state = 'running'
         RETURNING jobs.id, jobs.fence, jobs.tier, jobs.lane, jobs.tenant, judged.outcome,
-            judged.charged_tokens AS charged, (judged.used_tokens - judged.charged_tokens) / judged.weight AS correction, becomes
+            judged.charged_tokens AS charged,
+            (judged.used_tokens - judged.charged_tokens) / judged.weight AS correction, becomes
     ), shares AS (
         INSERT INTO tenant_shares AS share (tier, lane, tenant, served_tokens)
         SELECT tier, lane, tenant, round(sum(correction)) FROM ended
