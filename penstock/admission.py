@@ -60,20 +60,20 @@ class Admission:
 async def admit(house: House, want: Want, call_id: UUID, tried: Mapping[str, Reason]) -> Admission:
     """Find a deployment that may be called now; raise NotAdmittedError with how long to wait.
 
-    `tried` are those that this attempt has called, and how each failed: a tier whose failure may pass is not left.
+    `tried` are those that this attempt has called, and how each failed: one that throttled is busy, too.
     """
     denials: list[NotAdmittedError] = []
-    may_pass = False
+    is_busy = False
     for tier in want.tiers:
         for deployment in house.catalogue.fitting(tier, want.counted + want.max_tokens):
             if deployment.name in tried:
-                may_pass = may_pass or TREATMENTS[tried[deployment.name]].kind is not Kind.PERMANENT
+                is_busy = is_busy or TREATMENTS[tried[deployment.name]].kind is Kind.THROTTLED
                 continue
             try:
                 return await _ask(house, want, tier, deployment, call_id)
             except NotAdmittedError as error:
                 denials.append(error)
-        if may_pass or any(denial.reason in {Reason.LIMITED, Reason.LIMITER_AWAY} for denial in denials):
+        if is_busy or any(denial.reason in {Reason.LIMITED, Reason.LIMITER_AWAY} for denial in denials):
             break
     raise _summary(denials)
 

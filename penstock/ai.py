@@ -13,7 +13,7 @@ from penstock.call import Call, CallContext, make
 from penstock.errors import ConfigurationError, NotAdmittedError, ProviderError, Reason
 from penstock.house import House
 from penstock.prompts import Prompt
-from penstock.retry import TREATMENTS
+from penstock.retry import TREATMENTS, Kind
 from penstock.schemas import Frozen, Lane, NanoDollars, PromptReference, RenderedPrompt, Usage
 
 __all__ = ["CallContext", "Completion", "CompletionRequest", "complete", "find_prompt"]
@@ -129,13 +129,18 @@ async def _measure(house: House, request: CompletionRequest, prompt: Prompt, ren
 
 
 async def _admit(house: House, want: Want, tried: dict[str, ProviderError]) -> Admission:
-    """Find who may be called next; where the rest cannot, the last failure is what the caller hears of."""
+    """Find who may be called next; where the rest cannot, the caller hears of what gives the job the best chance.
+
+    That is the last failure that may pass; then that another deployment is only busy or out; then the last failure.
+    """
     try:
         return await admit(house, want, uuid4(), {name: error.reason for name, error in tried.items()})
-    except NotAdmittedError:
-        if not tried:
+    except NotAdmittedError as denied:
+        passing = [error for error in tried.values() if TREATMENTS[error.reason].kind is not Kind.PERMANENT]
+        final = list(tried.values())
+        if not tried or (not passing and denied.wait_s is not None):
             raise
-        raise tried.popitem()[1] from None
+        raise (passing or final)[-1] from None
 
 
 def _was_cut_short(admission: Admission, error: ProviderError) -> bool:
