@@ -12,6 +12,7 @@ from penstock.admission import Admission, Want, admit
 from penstock.call import Call, CallContext, make
 from penstock.errors import ConfigurationError, NotAdmittedError, ProviderError, Reason
 from penstock.house import House
+from penstock.money.ledger import JournaledAnswer, Recollection
 from penstock.prompts import Prompt
 from penstock.retry import TREATMENTS, Kind
 from penstock.schemas import Frozen, Lane, NanoDollars, PromptReference, RenderedPrompt, Usage
@@ -51,10 +52,12 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
     prompt = find_prompt(house, request.prompt)
     rendered = prompt.render(request.variables, request.document)
     digest = _digest(rendered)
-    known = await _recall(house, request, prompt, digest)
-    if known is not None:
-        return known
+    known = await _recall(house, request, digest)
+    if known.answer is not None:
+        return _reuse(known.answer, prompt)
     want = await _measure(house, request, prompt, rendered)
+    if known.was_cut:
+        want = replace(want, is_repeat=True)
     tried: dict[str, ProviderError] = {}
     while True:
         admission = await _admit(house, want, tried)
@@ -70,7 +73,7 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
             answered = await make(house, call)
         except ProviderError as error:
             if _was_cut_short(admission, error):
-                want = _as_repeat(want)
+                want = replace(want, is_repeat=True)
             elif TREATMENTS[error.reason].elsewhere:
                 tried[admission.deployment.name] = error
             else:
@@ -103,12 +106,13 @@ def _digest(rendered: RenderedPrompt) -> str:
     return hashlib.sha256(json.dumps(rendered.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-async def _recall(house: House, request: CompletionRequest, prompt: Prompt, digest: str) -> Completion | None:
+async def _recall(house: House, request: CompletionRequest, digest: str) -> Recollection:
     if request.context.fence == 1:
-        return None
-    known = await house.journal.recall.add((request.context.job_id, digest))
-    if known is None:
-        return None
+        return Recollection()
+    return await house.journal.recall.add((request.context.job_id, digest))
+
+
+def _reuse(known: JournaledAnswer, prompt: Prompt) -> Completion:
     telemetry.emit("call.reused", call=str(known.call_id))
     return Completion(
         text=prompt.parse_output(known.text), model_asked=known.deployment, model_served=known.model_served, reused=True
@@ -147,7 +151,3 @@ def _was_cut_short(admission: Admission, error: ProviderError) -> bool:
     """Tell whether an answer was cut at a bound that was learnt, and not at that of the prompt or the model."""
     most = min(admission.want.max_tokens, admission.deployment.max_output_tokens)
     return error.reason is Reason.OUTPUT_TRUNCATED and admission.size.max_tokens < most
-
-
-def _as_repeat(want: Want) -> Want:
-    return replace(want, is_repeat=True)

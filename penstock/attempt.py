@@ -157,7 +157,8 @@ async def _failed(
 
 
 async def _end(house: House, job: ClaimedJob, ending: Ending, cost_nanodollars: int) -> Report:
-    if not await house.journal.finish.add(ending):
+    weighted = replace(ending, weight=house.tenants.entry(job.tenant).weight)
+    if not await house.journal.finish.add(weighted):
         telemetry.emit("job.fenced")
         return Report(job.id, None)
     _tell(house, job, ending, cost_nanodollars)

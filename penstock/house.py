@@ -16,7 +16,7 @@ from penstock.gates.limiter import Limiter
 from penstock.gates.local import LocalShare
 from penstock.gates.scripts import AsyncScripts
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, claim, finish
-from penstock.money.ledger import Intent, JournaledAnswer, Settlement, intend, recall, settle
+from penstock.money.ledger import Intent, Recollection, Settlement, intend, recall, settle
 from penstock.money.prices import PriceList
 from penstock.prompts import PromptLibrary
 from penstock.providers.base import Provider
@@ -69,7 +69,7 @@ class Journal:
         self.finish: Gatherer[Ending, bool] = Gatherer(engine, finish)
         self.intend: Gatherer[Intent, bool] = Gatherer(engine, intend)
         self.settle: Gatherer[Settlement, None] = Gatherer(engine, settle)
-        self.recall: Gatherer[tuple[UUID, str], JournaledAnswer | None] = Gatherer(engine, recall)
+        self.recall: Gatherer[tuple[UUID, str], Recollection] = Gatherer(engine, recall)
 
     async def drain(self) -> None:
         """Return when every step that was begun is written."""

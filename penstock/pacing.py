@@ -44,6 +44,7 @@ PROBE = Pace(jobs=1)
 def pace(scripts: SyncScripts, catalogue: Catalogue, tier: str, lane: Lane) -> Pace:
     """Sum the room of what may be called: the deployments of a tier, or else of the other tiers.
 
+    To be asked while work of the lane waits: batch has its part of the rate kept by that.
     Raises RedisError when Redis is away.
     """
     own = _together([_pace_of(scripts, deployment, lane) for deployment in catalogue.deployments(tier)])
@@ -77,13 +78,13 @@ def _pace_of(scripts: SyncScripts, deployment: Deployment, lane: Lane) -> Pace:
         return PROBE
     if deployment.quota is None:
         return UNBOUND
-    return _of_room(look(scripts, deployment.quota, lane, horizon_s=HORIZON_S))
+    return _of_room(look(scripts, deployment.quota, lane, horizon_s=HORIZON_S, is_waiting=True))
 
 
 def _of_room(room: Room) -> Pace:
-    tokens = {name: units for name, units in room.units.items() if name is not Resource.REQUESTS}
+    tokens = {name: max(0.0, units) for name, units in room.units.items() if name is not Resource.REQUESTS}
     calls = [float(room.places)] if room.places is not None else []
-    calls += [room.units[Resource.REQUESTS]] if Resource.REQUESTS in room.units else []
+    calls += [max(0.0, room.units[Resource.REQUESTS])] if Resource.REQUESTS in room.units else []
     return Pace(
         jobs=int(min(calls)) if calls else None,
         tokens=min(tokens.values()) if tokens else None,

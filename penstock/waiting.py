@@ -16,7 +16,7 @@ from penstock.jobs.waiting import Standing
 from penstock.providers.base import Deployment
 from penstock.reasons import Reason
 from penstock.routing import Catalogue
-from penstock.schemas import JobState, Lane
+from penstock.schemas import JobState, Lane, Resource
 from penstock.tenants import Tenants
 
 HORIZON_S = 0.0
@@ -93,26 +93,31 @@ def _by_row(job: Standing) -> Explanation | None:
 
 def _held_by_gates(job: Standing, gates: Gates) -> Explanation | None:
     """Say what holds every deployment of the tier, if something does; the one that is free first decides."""
-    held = [_held(deployment, job.lane, gates.scripts) for deployment in gates.catalogue.deployments(job.tier)]
+    held = [_held(deployment, job, gates.scripts) for deployment in gates.catalogue.deployments(job.tier)]
     reasons = [each for each in held if each is not None]
     if len(reasons) < len(held):
         return None
     return min(reasons, key=lambda each: each.until or datetime.max.replace(tzinfo=UTC), default=None)
 
 
-def _held(deployment: Deployment, lane: Lane, scripts: SyncScripts) -> Explanation | None:
+def _held(deployment: Deployment, job: Standing, scripts: SyncScripts) -> Explanation | None:
     status = read_status(scripts, deployment.name, BreakerSettings())
     if status.wait_s > 0:
         return Explanation(Cause.BREAKER, f"the breaker of {deployment.name} is {status.state}", _after(status.wait_s))
     if deployment.quota is None:
         return None
-    room = look(scripts, deployment.quota, lane, horizon_s=HORIZON_S)
+    room = look(scripts, deployment.quota, job.lane, horizon_s=HORIZON_S)
     if room.frozen_s > 0:
         detail = f"the provider throttled quota {deployment.quota.name}"
         return Explanation(Cause.LIMITED, detail, _after(room.frozen_s))
     if room.places == 0:
         return Explanation(Cause.LIMITED, f"every call of quota {deployment.quota.name} that may be in flight is")
-    lacking = {name: (1 - units) / room.per_s[name] for name, units in room.units.items() if units < 1}
+    needs = {
+        name: 1 if name is Resource.REQUESTS else min(job.estimated_tokens, room.most[name]) for name in room.units
+    }
+    lacking = {
+        name: (needs[name] - units) / room.per_s[name] for name, units in room.units.items() if units < needs[name]
+    }
     if not lacking:
         return None
     name = max(lacking, key=lambda each: lacking[each])
@@ -120,6 +125,10 @@ def _held(deployment: Deployment, lane: Lane, scripts: SyncScripts) -> Explanati
 
 
 def _turn(job: Standing, tenants: Tenants) -> Explanation:
+    if job.state is JobState.RETRYING:
+        return Explanation(
+            Cause.TURN, "nothing holds it, and the feeder releases retries first; if it stays, none runs"
+        )
     most = tenants.entry(job.tenant).concurrency
     if most is not None and job.outstanding >= most:
         detail = f"tenant {job.tenant} has {job.outstanding} jobs under way, and may have {most}"

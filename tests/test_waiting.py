@@ -450,7 +450,6 @@ def test_priority_and_age_say_who_goes_first(site: Site) -> None:
     assert site.explain(ids[1]).cause is Cause.TURN
 
 
-@pytest.mark.xfail(strict=True, reason="penstock.waiting asks for one unit, not for what the job needs")
 @pytest.mark.parametrize(("needs", "wait_s"), [(2, 1.0), (4, 3.0), (5, 4.0), (50, 4.0)])
 def test_a_large_job_waits_for_its_tokens_and_at_most_for_a_full_bucket(site: Site, needs: int, wait_s: float) -> None:
     """A pool begins with one token; the feeder lets nobody pass the first job that does not fit."""
@@ -460,7 +459,6 @@ def test_a_large_job_waits_for_its_tokens_and_at_most_for_a_full_bucket(site: Si
     check(Case("", one_of_two, Cause.LIMITED, "tokens of quota tokens", wait_s), site.explain(job_id), since)
 
 
-@pytest.mark.xfail(strict=True, reason="gates/lua/room.lua tells no debt: its room is 0 or more")
 def test_a_debt_is_waited_for(site: Site) -> None:
     site.take("tokens", {Resource.TOKENS: 0})
     site.now_ms += 60_000
@@ -470,12 +468,13 @@ def test_a_debt_is_waited_for(site: Site) -> None:
     check(Case("", one_of_two, Cause.LIMITED, "tokens of quota tokens", 4.0), site.explain(job_id), since)
 
 
-@pytest.mark.xfail(strict=True, reason="the queued jobs before it are counted, which the feeder releases after retries")
 def test_a_due_retry_waits_for_no_queued_job(site: Site) -> None:
-    site.queue("free", 3, lane=Lane.INTERACTIVE)
-    site.queue("free", 2, lane=Lane.INTERACTIVE, tenant="other")
     job_id = site.end("free", Outcome.RETRIED, Reason.SERVER_ERROR, "status=500", delay_s=0.0)
+    in_line(3, 4)(site)
+    rows.execute(site.engine, "UPDATE jobs SET lane = 'batch', created_at = now() WHERE id = :id", id=job_id)
+    before = site.everything()
     assert site.explain(job_id).cause is Cause.TURN
+    assert site.everything() == before
 
 
 def test_the_client_says_the_same(site: Site, client: Client) -> None:

@@ -79,7 +79,11 @@ def feed(engine: Engine, doorbell: Doorbell, tier: str, gauge: Gauge) -> int:
     tier can be asked, only those jobs are released that would not wait for one of them. Gives the number of messages.
     """
     releases: list[Release] = []
-    paces = {lane: gauge.pace(tier, lane) for lane in Lane}
+    with engine.connect() as connection:
+        lanes = release.waiting(connection, tier)
+    if not lanes:
+        return 0
+    paces = {lane: gauge.pace(tier, lane) for lane in lanes}
     with engine.begin() as connection:
         if not release.begin_feeding(connection, tier):
             return 0

@@ -53,7 +53,10 @@ class Limited:
 
 @dataclass(frozen=True)
 class Room:
-    """What a lane could take within a time to come: calls, and units of each resource; `most` is all there can be."""
+    """What a lane could take within a time to come: calls, and units of each resource, below zero in debt.
+
+    `most` is all that there can ever be of each.
+    """
 
     frozen_s: float
     factor: float
@@ -138,11 +141,15 @@ class Limiter:
         return await self.scripts.run(script, keys, given)
 
 
-def look(scripts: SyncScripts, quota: Quota, lane: Lane, *, horizon_s: float) -> Room:
-    """Say what a lane could take of a pool within `horizon_s` seconds, changing nothing."""
+def look(scripts: SyncScripts, quota: Quota, lane: Lane, *, horizon_s: float, is_waiting: bool = False) -> Room:
+    """Say what a lane could take of a pool within `horizon_s` seconds.
+
+    It changes nothing, unless work of the lane `is_waiting`: for batch its part of the rate is kept then.
+    """
     given = {
         "lane": lane.value,
         "horizon_ms": round(horizon_s * 1000),
+        "is_waiting": is_waiting,
         "concurrency": quota.concurrency,
         "resources": _resources(quota, {name: {} for name in quota.per_minute}),
     }

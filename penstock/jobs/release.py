@@ -55,6 +55,14 @@ class Allowance:
     open_tiers: tuple[str, ...] = ()
 
 
+WAITING = text("""
+    SELECT lane FROM (VALUES ('interactive'), ('batch')) AS lanes(lane)
+    WHERE EXISTS (
+            SELECT 1 FROM jobs WHERE state = 'queued' AND tier = :tier AND jobs.lane = lanes.lane AND due_at <= now())
+        OR EXISTS (
+            SELECT 1 FROM jobs WHERE state = 'retrying' AND tier = :tier AND jobs.lane = lanes.lane AND due_at <= now())
+""")
+
 FEED = text("SELECT pg_try_advisory_xact_lock(hashtextextended('penstock.feed.' || :tier, 0))")
 
 COUNT = text("""
@@ -186,6 +194,12 @@ class Outstanding:
 
     jobs: int
     tokens: int
+
+
+def waiting(connection: Connection, tier: str) -> list[Lane]:
+    """Name the lanes of a tier in which work is due, interactive first."""
+    found = {row.lane for row in connection.execute(WAITING, {"tier": tier})}
+    return [lane for lane in Lane if lane.value in found]
 
 
 def begin_feeding(connection: Connection, tier: str) -> bool:

@@ -10,6 +10,7 @@ from penstock.schemas import JobState, Lane
 
 STANDING = text("""
     SELECT jobs.id, jobs.tenant, jobs.state, jobs.tier, jobs.lane, jobs.due_at, jobs.reason, jobs.detail, jobs.attempts,
+        jobs.estimated_tokens,
         jobs.released_at, jobs.started_at, jobs.due_at > now() AS is_put_off,
         (SELECT count(*) FROM workers WHERE workers.tier = jobs.tier AND lease_until > now()) AS workers,
         (SELECT count(*) FROM jobs AS own
@@ -39,6 +40,7 @@ class Standing:
     reason: str | None
     detail: str | None
     attempts: int
+    estimated_tokens: int
     released_at: datetime | None
     started_at: datetime | None
     workers: int

@@ -89,9 +89,13 @@ SETTLE = text("""
 """)
 
 ANSWER = text("""
-    SELECT given.position, answers.*, ledger.deployment FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+    SELECT given.position, answers.call_id, answers.model_served, answers.finish_reason, answers.text,
+        ledger.deployment, EXISTS (
+            SELECT 1 FROM ledger AS cut WHERE cut.job_id = given.job_id AND cut.reason = 'output_truncated') AS was_cut
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS given(position integer, job_id uuid, request_digest text)
-    JOIN answers USING (job_id, request_digest) JOIN ledger USING (call_id)
+    LEFT JOIN answers ON answers.job_id = given.job_id AND answers.request_digest = given.request_digest
+    LEFT JOIN ledger ON ledger.call_id = answers.call_id
 """)
 
 ABANDON = text("""
@@ -120,6 +124,14 @@ class JournaledAnswer:
     model_served: str
     finish_reason: str
     text: str
+
+
+@dataclass(frozen=True)
+class Recollection:
+    """What the calls of earlier attempts left: an answer that can be used, and whether one was cut at its bound."""
+
+    answer: JournaledAnswer | None = None
+    was_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,15 +165,16 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[No
     return [None] * len(settlements)
 
 
-def recall(connection: Connection, wanted: Sequence[tuple[UUID, str]]) -> list[JournaledAnswer | None]:
-    """Look up answers by job and request digest: what was paid for is not asked again."""
+def recall(connection: Connection, wanted: Sequence[tuple[UUID, str]]) -> list[Recollection]:
+    """Look up what earlier calls left, by job and request digest: what was paid for is not asked again."""
     rows = [{"position": n, "job_id": str(job), "request_digest": digest} for n, (job, digest) in enumerate(wanted)]
-    answers: list[JournaledAnswer | None] = [None] * len(wanted)
+    found = [Recollection()] * len(wanted)
     for row in connection.execute(ANSWER, {"rows": json.dumps(rows)}):
-        answers[row.position] = JournaledAnswer(
-            row.call_id, row.deployment, row.model_served, row.finish_reason, row.text
-        )
-    return answers
+        answer = None
+        if row.call_id is not None:
+            answer = JournaledAnswer(row.call_id, row.deployment, row.model_served, row.finish_reason, row.text)
+        found[row.position] = Recollection(answer, row.was_cut)
+    return found
 
 
 def abandon(connection: Connection, *, older_than_s: float) -> list[UUID]:

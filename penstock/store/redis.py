@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
 ANSWER_TIMEOUT_S = 1.0
-"""A gate that does not answer by then is away: a job must not wait for it in its slot."""
+"""A Redis that does not answer by then is away: a job must not wait for it in its slot."""
+CONNECTION_TIMEOUT_S = 10.0
+"""Whoever waits so long for a connection waits for this process, which is busy, and not for Redis."""
 
 CONNECTION: dict[str, Any] = {
     "socket_timeout": ANSWER_TIMEOUT_S,
@@ -17,12 +19,12 @@ CONNECTION: dict[str, Any] = {
 }
 
 
-def async_redis(url: str, *, connections: int = 8) -> "AsyncRedis":
+def async_redis(url: str, *, connections: int = 16) -> "AsyncRedis":
     """Make the client of a worker's loop; who finds every connection in use waits for one."""
     from redis.asyncio import BlockingConnectionPool, Redis
 
     pool = BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=ANSWER_TIMEOUT_S, retry=_once(asynchronous=True), **CONNECTION
+        url, max_connections=connections, timeout=CONNECTION_TIMEOUT_S, retry=_once(asynchronous=True), **CONNECTION
     )
     return Redis.from_pool(pool)
 
@@ -32,7 +34,7 @@ def sync_redis(url: str, *, connections: int = 2) -> "Redis":
     from redis import BlockingConnectionPool, Redis
 
     pool = BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=ANSWER_TIMEOUT_S, retry=_once(asynchronous=False), **CONNECTION
+        url, max_connections=connections, timeout=CONNECTION_TIMEOUT_S, retry=_once(asynchronous=False), **CONNECTION
     )
     return Redis.from_pool(pool)
 

@@ -101,7 +101,7 @@ def test_a_replay_keeps_answers_that_were_paid_for(engine: Engine) -> None:
 
     with engine.begin() as connection:
         (kept,) = ledger.recall(connection, [(job.id, "q")])
-        assert kept == ledger.JournaledAnswer(call_id, "sim", "m", "stop", "An answer.")
+        assert kept.answer == ledger.JournaledAnswer(call_id, "sim", "m", "stop", "An answer.")
         assert ledger.totals(connection).nanodollars == 40
 
 

@@ -41,6 +41,7 @@ def test_a_job_alone_stands_before_nobody(engine: Engine) -> None:
         reason=None,
         detail=None,
         attempts=0,
+        estimated_tokens=100,
         released_at=None,
         started_at=None,
         workers=0,

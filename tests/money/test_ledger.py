@@ -79,7 +79,7 @@ def settle(engine: Engine, *settlements: Settlement) -> None:
 
 def recall(engine: Engine, *wanted: tuple[UUID, str]) -> list[JournaledAnswer | None]:
     with engine.begin() as connection:
-        return ledger.recall(connection, wanted)
+        return [found.answer for found in ledger.recall(connection, wanted)]
 
 
 def abandon(engine: Engine, older_than_s: float = 60.0) -> list[UUID]:

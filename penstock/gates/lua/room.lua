@@ -1,15 +1,19 @@
--- Look at what a lane could take of a quota pool within a time to come. Changes nothing.
+-- Look at what a lane could take of a quota pool within a time to come. Takes nothing; that batch waits can be noted.
 --
 -- KEYS     1 levels, 2 leases of lane interactive, 3 leases of lane batch
--- ARGV[1]  {lane, horizon_ms, concurrency?, now_ms?, resources: [{name, per_s, burst_s}]}
+-- ARGV[1]  {lane, horizon_ms, is_waiting?, concurrency?, now_ms?, resources: [{name, per_s, burst_s}]}
 -- Returns  {frozen_ms, factor, places?, room: {NAME: units}, most: {NAME: units}, per_s: {NAME: units}}
---          frozen_ms: how long nothing is granted; places: calls that may begin; room: 0 or more; most: the largest
---          room that there can be, for which a larger request need not wait
+--          frozen_ms: how long nothing is granted; places: calls that may begin; room: below 0 in debt; most: the largest
+--          room that there can be, for more than which a larger request need not wait
 
 -- include pool
 local given = cjson.decode(ARGV[1])
 local now = clock(given)
 local pool = open(KEYS[1], given.resources, now)
+if given.is_waiting and given.lane == 'batch' then
+  pool.batch = math.max(pool.batch or 0, now + BATCH_WANTS_MS)
+  save(KEYS[1], pool, given.resources)
+end
 local frozen_ms = math.max(0, (pool.frozen or 0) - now)
 local flowing_s = math.max(0, given.horizon_ms - frozen_ms) / 1000
 local answer = {frozen_ms = frozen_ms, factor = pool.factor, room = {}, most = {}, per_s = {}}
@@ -21,8 +25,8 @@ for _, r in ipairs(given.resources) do
   else
     free = r.level - kept
   end
-  if frozen_ms > given.horizon_ms then free = 0 end
-  answer.room[r.name] = math.max(0, free + flowing_s * r.rate)
+  if frozen_ms > given.horizon_ms then free = math.min(0, free) end
+  answer.room[r.name] = free + flowing_s * r.rate
   answer.most[r.name], answer.per_s[r.name] = r.capacity - kept, r.rate
 end
 if given.concurrency then
