@@ -3,6 +3,10 @@
 import asyncio
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -39,6 +43,24 @@ provider, told, addresses, gated = admission_rooms.FIXTURES
 
 BATCH = {"lane": Lane.BATCH}
 MINUTE_MS = 60_000
+HANGS_S = 20.0
+CROWD = """
+import asyncio, json, os, sys, time
+from redis.exceptions import RedisError
+from penstock.gates.breaker import Breaker, BreakerSettings
+from penstock.gates.scripts import AsyncScripts
+from penstock.store.redis import async_redis
+
+async def main():
+    breaker = Breaker(AsyncScripts(async_redis(f"unix://{sys.argv[1]}")), BreakerSettings())
+    began_s = time.monotonic()
+    seen = await asyncio.gather(*(breaker.status("first") for _ in range(96)), return_exceptions=True)
+    print(json.dumps([sum(isinstance(each, RedisError) for each in seen), time.monotonic() - began_s]), flush=True)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+"""A process of its own, for what does not end cannot be told to."""
 ESTIMATES = "{penstock:estimates:openai/sim-first:summarise_document@1.1.0}"
 
 
@@ -320,6 +342,20 @@ class TestRedisAway:
             "batch": (Outcome.SUCCEEDED, None),
         }
         assert gated.calls() == 4
+
+    def test_one_that_hangs_is_away_for_all_calls_at_once_and_not_for_one_after_the_other(
+        self, redis: RedisServer
+    ) -> None:
+        assert redis.pid is not None
+        os.kill(redis.pid, signal.SIGSTOP)
+        try:
+            command = [sys.executable, "-c", CROWD, str(redis.socket_path)]
+            told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANGS_S).stdout
+        finally:
+            os.kill(redis.pid, signal.SIGCONT)
+        refused, took_s = json.loads(told)
+        assert refused == 96
+        assert took_s < 4  # a second for an answer, and once more
 
     def test_a_restart_leaves_what_the_quota_had_granted(self, gated: AdmissionRooms, redis: RedisServer) -> None:
         first, second = gated.submit(tier="metered"), gated.submit(tier="metered")

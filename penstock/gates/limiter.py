@@ -122,7 +122,8 @@ class Limiter:
         by_quota: dict[str, list[Grant]] = {}
         for grant in self._held.values():
             by_quota.setdefault(grant.quota.name, []).append(grant)
-        for name, grants in by_quota.items():
+        for name, held in by_quota.items():
+            grants = [grant for grant in held if grant.ask.lease in self._held]  # one may have ended meanwhile
             keys = list(_lane_keys(name)[1:])
             for grant in grants:
                 keys += [_lease_key(name, grant.ask.lease), _tenant_key(name, grant.ask.tenant)]

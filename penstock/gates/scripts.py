@@ -4,6 +4,7 @@ A script takes KEYS of one hash tag and one ARGV, a JSON object; it answers with
 `-- include NAME` is replaced by `lua/NAME.lua`. Time is that of Redis, unless `now_ms` stands in the object.
 """
 
+import asyncio
 import json
 import re
 import time
@@ -13,6 +14,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - Redis's own
+
+from penstock.store.redis import CONNECTIONS
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -44,18 +47,20 @@ class AsyncScripts:
         self._now_ms = now_ms
         self._scripts: dict[str, Any] = {}
         self._asks_again_at_s = 0.0
+        self._turns = asyncio.Semaphore(CONNECTIONS)
 
     async def run(self, name: str, keys: Sequence[str], given: Mapping[str, object]) -> dict[str, Any]:
         """Run one script and give its answer; raise RedisError when Redis is away."""
         if name not in self._scripts:
             self._scripts[name] = self._redis.register_script(source(name))
-        if time.monotonic() < self._asks_again_at_s:
-            raise ConnectionError("Redis was away a moment ago")
-        try:
-            text = await self._scripts[name](keys=list(keys), args=[_argument(given, self._now_ms)])
-        except (ConnectionError, TimeoutError):
-            self._asks_again_at_s = time.monotonic() + PAUSE_S
-            raise
+        async with self._turns:
+            if time.monotonic() < self._asks_again_at_s:
+                raise ConnectionError("Redis was away a moment ago")
+            try:
+                text = await self._scripts[name](keys=list(keys), args=[_argument(given, self._now_ms)])
+            except (ConnectionError, TimeoutError):
+                self._asks_again_at_s = time.monotonic() + PAUSE_S
+                raise
         answer: dict[str, Any] = json.loads(text)
         return answer
 

@@ -61,7 +61,7 @@ class QuotaEntry(Frozen):
         unknown = [name.value for name in self.windows_s if name not in self.per_minute]
         if unknown:
             raise ValueError(f"windows_s names {unknown}, which this quota does not limit")
-        if any(window_s <= 0 for window_s in self.windows_s.values()):
+        if not all(0 < window_s < math.inf for window_s in self.windows_s.values()):
             raise ValueError("a window is longer than 0 s")
         return self
 

@@ -11,15 +11,17 @@ ANSWER_TIMEOUT_S = 1.0
 CONNECTION_TIMEOUT_S = 10.0
 """Whoever waits so long for a connection waits for this process, which is busy, and not for Redis."""
 
+CONNECTIONS = 16
+"""Of one process: as many scripts run at once."""
+
 CONNECTION: dict[str, Any] = {
     "socket_timeout": ANSWER_TIMEOUT_S,
     "socket_connect_timeout": ANSWER_TIMEOUT_S,
-    "health_check_interval": 10,
     "decode_responses": True,
 }
 
 
-def async_redis(url: str, *, connections: int = 16) -> "AsyncRedis":
+def async_redis(url: str, *, connections: int = CONNECTIONS) -> "AsyncRedis":
     """Make the client of a worker's loop; who finds every connection in use waits for one."""
     from redis.asyncio import BlockingConnectionPool, Redis
 

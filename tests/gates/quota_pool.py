@@ -141,8 +141,9 @@ class Pool:
     def extend(self) -> None:
         self.run(self.limiter.extend())
 
-    def look(self, lane: Lane = Lane.INTERACTIVE, *, horizon_s: float = 0.0) -> Room:
-        return look(SyncScripts(self.redis, lambda: self.now_ms), self.quota, lane, horizon_s=horizon_s)
+    def look(self, lane: Lane = Lane.INTERACTIVE, *, horizon_s: float = 0.0, is_waiting: bool = False) -> Room:
+        scripts = SyncScripts(self.redis, lambda: self.now_ms)
+        return look(scripts, self.quota, lane, horizon_s=horizon_s, is_waiting=is_waiting)
 
     def levels(self) -> dict[str, float]:
         """Give the level of each resource by now, as every script finds it."""

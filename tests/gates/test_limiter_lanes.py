@@ -275,6 +275,53 @@ def test_a_look_into_a_frozen_pool_counts_only_what_flows_after_it(pool: Pool) -
     assert pool.look(horizon_s=1.0).units == {Resource.TOKENS: 0}
 
 
+def test_a_look_below_zero_tells_the_debt(pool: Pool) -> None:
+    pool.fill()
+    refused = pool.take()
+    pool.take(8000)
+    assert pool.look(horizon_s=0.5).units == {Resource.TOKENS: -2500}
+    pool.throttle(refused, 5.0)
+    assert pool.look(horizon_s=0.5).units == {Resource.TOKENS: -3000}
+
+
+def test_batch_that_waits_as_rows_has_its_part_kept_for_five_seconds(pool: Pool) -> None:
+    pool.fill()
+    pool.look(BATCH, is_waiting=True)
+    pool.pass_ms(4_999)
+    assert pool.look().units[Resource.TOKENS] == pytest.approx(4500.1)
+    pool.look(BATCH)
+    pool.pass_ms(1)
+    assert pool.look().units[Resource.TOKENS] == 5000
+    pool.take(5000)
+
+
+def test_a_look_for_batch_that_waits_takes_nothing_and_leaves_a_key_that_ends(pool: Pool) -> None:
+    pool.look(BATCH, is_waiting=True)
+    assert [int(pool.redis.pttl(key)) > 599_000 for key in pool.redis.scan_iter()] == [True]
+    pool.take(700)
+    before = pool.taken()
+    pool.look(BATCH, is_waiting=True)
+    assert pool.taken() == before
+
+
+def test_a_look_for_interactive_that_waits_changes_nothing(pool: Pool) -> None:
+    pool.take(700)
+    before = pool.stored()
+    pool.pass_ms(100)
+    pool.look(is_waiting=True)
+    pool.pass_ms(-100)
+    assert pool.stored() == before
+
+
+def test_a_look_does_not_shorten_what_batch_wants(pool: Pool) -> None:
+    pool.fill()
+    pool.take(5000)
+    assert pool.refuse(4000, lane=BATCH) == ("tokens", 5.0)
+    pool.look(BATCH, is_waiting=True)
+    pool.pass_ms(9_000)
+    assert pool.look().units[Resource.TOKENS] == 4100
+
+
 def test_a_look_for_batch_counts_what_is_kept_for_it(pool: Pool) -> None:
     pool.keep_for_batch()
     pool.take(1000)

@@ -36,11 +36,15 @@ for _, r in ipairs(given.resources) do
   else
     local held = math.max(0, r.floor)
     lacking = math.min(r.amount, r.capacity - held) + held - r.level
+    if batch_wants(pool, now) then lacking = lacking / (1 - FLOOR) end  -- what is kept grows meanwhile
   end
-  must_wait(r.name, math.ceil(lacking / r.rate * 1000))
+  must_wait(r.name, math.ceil(lacking / r.rate * 1000 - 1e-6))
 end
 if wait_ms <= given.longest_wait_ms then
-  for i = 2, 4 do redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now) end
+  for i = 2, 4 do
+    redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now)
+    redis.call('ZREMRANGEBYSCORE', KEYS[i], '(' .. (now + given.lease_ms), '+inf')  -- of a clock that was ahead
+  end
   local interactive, batch = redis.call('ZCARD', KEYS[2]), redis.call('ZCARD', KEYS[3])
   if given.concurrency and free_places(pool, given.lane, given.concurrency, interactive, batch, now) < 1 then
     wait_ms, resource = given.longest_wait_ms + 1, 'concurrency'
@@ -56,9 +60,12 @@ end
 
 local lease = {lane = given.lane, at = now, send_at = now + wait_ms, amounts = {}, granted = {}, by_floor = by_floor}
 for _, r in ipairs(given.resources) do
-  r.level, r.granted = r.level - r.amount, r.granted + r.amount
+  local flowing = r.rate * wait_ms / 1000
+  r.level = math.min(r.level, r.capacity - flowing) - r.amount  -- what flows in until it is sent must have room
+  r.granted = r.granted + r.amount
   if by_floor[r.name] then r.floor = r.floor - r.amount
-  elseif is_batch then r.floor = math.max(math.min(r.floor, 0), r.floor - r.amount) end
+  elseif is_batch then r.floor = math.max(math.min(r.floor, 0), r.floor - r.amount)
+  else keep_no_more_than_there_is(r, flowing) end
   lease.amounts[r.name], lease.granted[r.name] = r.amount, r.granted
 end
 save(KEYS[1], pool, given.resources)

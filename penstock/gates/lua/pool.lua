@@ -27,9 +27,8 @@ local function open(key, resources, now)
   for i = 1, #raw, 2 do pool[raw[i]] = tonumber(raw[i + 1]) end
   local elapsed_s = math.max(0, now - (pool.at or now)) / 1000
   pool.factor = pool.factor or 1
-  if now - (pool.cut or -QUIET_MS) >= QUIET_MS then
-    pool.factor = math.min(1, pool.factor + RECOVERY_PER_S * elapsed_s)
-  end
+  local quiet_s = math.max(0, now - math.max(pool.at or now, (pool.cut or -QUIET_MS) + QUIET_MS)) / 1000
+  pool.factor = math.min(1, pool.factor + RECOVERY_PER_S * quiet_s)
   for _, r in ipairs(resources) do
     r.rate = math.min(r.per_s, pool[r.name .. '.limit'] or r.per_s) * pool.factor
     r.capacity = math.max(1, r.rate * r.burst_s)
@@ -40,7 +39,7 @@ local function open(key, resources, now)
     if not batch_wants(pool, now) then r.floor = math.min(r.floor, 0) end
     r.granted = pool[r.name .. '.granted'] or 0
   end
-  pool.at = math.max(now, pool.at or now)
+  pool.at = now
   return pool
 end
 
@@ -54,7 +53,12 @@ local function save(key, pool, resources)
     fields[#fields + 1] = string.format('%.6f', value)
   end
   redis.call('HSET', key, unpack(fields))
-  redis.call('PEXPIRE', key, TTL_MS)
+  redis.call('PEXPIRE', key, TTL_MS + math.max(0, math.ceil((pool.frozen or 0) - pool.at)))
+end
+
+-- What is kept for batch must be there: no more of it than there is, or will be when what flows in has come.
+local function keep_no_more_than_there_is(r, flowing)
+  r.floor = math.min(r.floor, math.max(0, r.level + (flowing or 0)))
 end
 
 -- How many calls may be in flight more, for a lane; `interactive` and `batch` are those that are.

@@ -18,15 +18,12 @@ local frozen_ms = math.max(0, (pool.frozen or 0) - now)
 local flowing_s = math.max(0, given.horizon_ms - frozen_ms) / 1000
 local answer = {frozen_ms = frozen_ms, factor = pool.factor, room = {}, most = {}, per_s = {}}
 for _, r in ipairs(given.resources) do
-  local kept, free = math.max(0, r.floor), nil
-  if given.lane == 'batch' then
-    kept = r.capacity * RESERVE
-    free = math.max(r.level - kept, r.floor)
-  else
-    free = r.level - kept
-  end
-  if frozen_ms > given.horizon_ms then free = math.min(0, free) end
-  answer.room[r.name] = free + flowing_s * r.rate
+  local is_batch = given.lane == 'batch'
+  local kept = is_batch and r.capacity * RESERVE or math.max(0, r.floor)
+  local room = r.level - kept + flowing_s * r.rate
+  if is_batch then room = math.max(room, r.floor + flowing_s * r.rate * FLOOR) end
+  if frozen_ms > given.horizon_ms then room = math.min(0, room) end
+  answer.room[r.name] = room
   answer.most[r.name], answer.per_s[r.name] = r.capacity - kept, r.rate
 end
 if given.concurrency then

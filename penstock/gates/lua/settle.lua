@@ -20,8 +20,8 @@ redis.call('DEL', KEYS[4])
 local lease = cjson.decode(held)
 local pool = open(KEYS[1], given.resources, now)
 for _, r in ipairs(given.resources) do
-  local amount = lease.amounts[r.name] or 0
-  local back = amount - (r.used or amount)
+  local amount = lease.amounts[r.name]
+  local back = amount and amount - (r.used or amount) or 0
   r.level = math.min(r.capacity, r.level + back)
   r.granted = r.granted - back
   if lease.by_floor[r.name] then r.floor = r.floor + back end
@@ -29,7 +29,11 @@ for _, r in ipairs(given.resources) do
   if r.remaining and lease.granted[r.name] then
     local since_s = math.max(0, now - lease.send_at) / 1000
     local taken_since = r.granted - (lease.granted[r.name] - back)
-    r.level = math.min(r.level, r.remaining + since_s * r.rate - taken_since)
+    local left = r.remaining + since_s * r.rate - taken_since
+    if left < r.level then
+      r.level = left
+      keep_no_more_than_there_is(r)
+    end
   end
 end
 save(KEYS[1], pool, given.resources)

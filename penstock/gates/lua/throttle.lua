@@ -5,7 +5,7 @@
 --          used: units that the provider charges for a refused call
 -- Returns  {cut, factor}: whether this one cut the rate, and the share of the rate that is used now
 --
--- A call that was granted before the last cut belongs to the same burst. There was less left than was thought: no
+-- A call that was granted before the last cut belongs to the same burst, and a lease that has ended was told of before. There was less left than was thought: no
 -- level stays above zero.
 
 -- include pool
@@ -15,9 +15,9 @@ local held = redis.call('GET', KEYS[4])
 redis.call('ZREM', KEYS[2], given.lease)
 redis.call('ZREM', KEYS[3], given.lease)
 redis.call('DEL', KEYS[4])
-local lease = held and cjson.decode(held) or {at = now, amounts = {}, by_floor = {}}
+local lease = held and cjson.decode(held) or {amounts = {}, by_floor = {}}
 local pool = open(KEYS[1], given.resources, now)
-local cuts = lease.at > (pool.cut or -1)
+local cuts = held and lease.at > (pool.cut or -1) or false
 if cuts then pool.factor, pool.cut = pool.factor * CUT, now end
 pool.frozen = math.max(pool.frozen or 0, now + given.retry_after_ms)
 for _, r in ipairs(given.resources) do
@@ -25,6 +25,7 @@ for _, r in ipairs(given.resources) do
   r.level = math.min(0, r.level + back)
   r.granted = r.granted - back
   if lease.by_floor[r.name] then r.floor = r.floor + back end
+  keep_no_more_than_there_is(r)
   if r.limit_per_s then pool[r.name .. '.limit'] = r.limit_per_s end
 end
 save(KEYS[1], pool, given.resources)
