@@ -85,7 +85,7 @@ def test_batch_larger_than_what_is_kept_for_it_gets_its_tenth_in_turns(pool: Poo
 def test_what_batch_owes_of_its_part_is_not_lent_to_interactive(pool: Pool) -> None:
     pool.keep_for_batch()
     pool.take(100)
-    pool.take(4100, lane=BATCH)
+    pool.take(4100, lane=BATCH, wait_s=0.1)
     assert pool.level() == 800
     pool.pass_ms(200)
     pool.take(1000)
@@ -152,7 +152,7 @@ def test_what_batch_takes_of_a_full_bucket_counts_for_its_part(pool: Pool) -> No
 def test_batch_owes_nothing_of_its_part_for_a_refused_call(pool: Pool) -> None:
     pool.keep_for_batch()
     pool.take(100)
-    pool.throttle(pool.take(6000, lane=BATCH))
+    pool.throttle(pool.take(6000, lane=BATCH, wait_s=1.0))
     pool.pass_ms(4_000)
     interactive_overload(pool, 100)
     pool.take(300, lane=BATCH)
@@ -161,7 +161,7 @@ def test_batch_owes_nothing_of_its_part_for_a_refused_call(pool: Pool) -> None:
 def test_what_batch_owes_of_its_part_is_not_forgiven_when_it_stops_asking(pool: Pool) -> None:
     pool.keep_for_batch()
     pool.take(100)
-    pool.take(6000, lane=BATCH)
+    pool.take(6000, lane=BATCH, wait_s=1.0)
     pool.pass_ms(6_000)
     pool.want_batch()
     pool.pass_ms(4_000)

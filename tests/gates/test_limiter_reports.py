@@ -94,7 +94,7 @@ def test_no_level_stays_above_zero_and_debt_stays_debt(pool: Pool) -> None:
     grant = pool.take({REQUESTS: 1, INPUT: 10, OUTPUT: 10})
     pool.take({REQUESTS: 1, INPUT: 6000, OUTPUT: 10}, wait_s=0.01)
     pool.throttle(grant)
-    assert pool.levels() == {"requests": 0, "input_tokens": -1000, "output_tokens": 0}
+    assert pool.levels() == {"requests": 0, "input_tokens": -1010, "output_tokens": 0}
 
 
 @pytest.mark.parametrize(("quota", "requests"), [(BOTH, -3), (FREE_REFUSALS, -2)])

@@ -93,8 +93,8 @@ def test_a_script_is_valid_lua_with_what_it_includes(broker: redis.Redis, name: 
 
 def test_an_included_file_stands_where_its_line_stood() -> None:
     assert INCLUDE.sub("", source("settle")) == source("settle")
-    before, after = TEXTS["settle"].split("-- include pool\n")
-    assert source("settle") == before + TEXTS["pool"] + "\n" + after
+    before, after = TEXTS["settle"].split("-- include pool\n-- include promises\n")
+    assert source("settle") == before + TEXTS["pool"] + "\n" + TEXTS["promises"] + "\n" + after
 
 
 def test_a_script_that_does_not_exist_is_an_error() -> None:

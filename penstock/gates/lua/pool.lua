@@ -1,6 +1,6 @@
 -- A quota pool brought up to now. Included by every script of the limiter.
 --
--- levels (hash, numbers only): `at` ms of the last look; `factor` share of the rate that is used, cut by a 429; `cut` ms
+-- levels (hash): `at` ms of the last look; `factor` share of the rate that is used, cut by a 429; `cut` ms
 -- of the last cut; `frozen` ms until which nothing is granted; `batch` ms until which batch is thought to want some; and
 -- per resource R `R.level` units that may be taken, negative in debt or when they are promised; `R.floor` units of it
 -- that are kept for batch, which flow in only while batch wants some; `R.granted` units ever granted, less what was given
@@ -24,11 +24,10 @@ end
 -- Give the pool's fields, and complete each resource by rate and capacity (units a second, units), level and floor.
 local function open(key, resources, now)
   local pool, raw = {}, redis.call('HGETALL', key)
-  for i = 1, #raw, 2 do pool[raw[i]] = tonumber(raw[i + 1]) end
+  for i = 1, #raw, 2 do pool[raw[i]] = tonumber(raw[i + 1]) or raw[i + 1] end
   local elapsed_s = math.max(0, now - (pool.at or now)) / 1000
-  pool.factor = pool.factor or 1
   local quiet_s = math.max(0, now - math.max(pool.at or now, (pool.cut or -QUIET_MS) + QUIET_MS)) / 1000
-  pool.factor = math.min(1, pool.factor + RECOVERY_PER_S * quiet_s)
+  pool.factor = math.min(1, (pool.factor or 1) + RECOVERY_PER_S * quiet_s)
   for _, r in ipairs(resources) do
     r.rate = math.min(r.per_s, pool[r.name .. '.limit'] or r.per_s) * pool.factor
     r.capacity = math.max(1, r.rate * r.burst_s)
@@ -50,7 +49,7 @@ local function save(key, pool, resources)
   local fields = {}
   for name, value in pairs(pool) do
     fields[#fields + 1] = name
-    fields[#fields + 1] = string.format('%.6f', value)
+    fields[#fields + 1] = type(value) == 'number' and string.format('%.6f', value) or value
   end
   redis.call('HSET', key, unpack(fields))
   redis.call('PEXPIRE', key, TTL_MS + math.max(0, math.ceil((pool.frozen or 0) - pool.at)))
@@ -59,6 +58,13 @@ end
 -- What is kept for batch must be there: no more of it than there is, or will be when what flows in has come.
 local function keep_no_more_than_there_is(r, flowing)
   r.floor = math.min(r.floor, math.max(0, r.level + (flowing or 0)))
+end
+
+-- Count the leases of a key that have not run out, and drop the others: those of a clock that was ahead, too.
+local function count_leases(key, lease_ms, now)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', key, '(' .. (now + lease_ms), '+inf')
+  return redis.call('ZCARD', key)
 end
 
 -- How many calls may be in flight more, for a lane; `interactive` and `batch` are those that are.

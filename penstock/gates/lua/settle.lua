@@ -10,6 +10,7 @@
 -- level may be lower than that, never higher.
 
 -- include pool
+-- include promises
 local given = cjson.decode(ARGV[1])
 local now = clock(given)
 local held = redis.call('GET', KEYS[4])
@@ -22,7 +23,7 @@ local pool = open(KEYS[1], given.resources, now)
 for _, r in ipairs(given.resources) do
   local amount = lease.amounts[r.name]
   local back = amount and amount - (r.used or amount) or 0
-  r.level = math.min(r.capacity, r.level + back)
+  r.level = math.min(r.level + back, highest_level(pool, r, now))
   r.granted = r.granted - back
   if lease.by_floor[r.name] then r.floor = r.floor + back end
   if r.limit_per_s then pool[r.name .. '.limit'] = r.limit_per_s end

@@ -5,10 +5,11 @@
 --          used: units that the provider charges for a refused call
 -- Returns  {cut, factor}: whether this one cut the rate, and the share of the rate that is used now
 --
--- A call that was granted before the last cut belongs to the same burst, and a lease that has ended was told of before. There was less left than was thought: no
--- level stays above zero.
+-- A call that was granted before the last cut belongs to the same burst, and a lease that has ended was told of before.
+-- There was less left than was thought: no level stays above zero.
 
 -- include pool
+-- include promises
 local given = cjson.decode(ARGV[1])
 local now = clock(given)
 local held = redis.call('GET', KEYS[4])
@@ -22,7 +23,7 @@ if cuts then pool.factor, pool.cut = pool.factor * CUT, now end
 pool.frozen = math.max(pool.frozen or 0, now + given.retry_after_ms)
 for _, r in ipairs(given.resources) do
   local back = math.max(0, (lease.amounts[r.name] or 0) - r.used)
-  r.level = math.min(0, r.level + back)
+  r.level = math.min(0, r.level + back, highest_level(pool, r, now))
   r.granted = r.granted - back
   if lease.by_floor[r.name] then r.floor = r.floor + back end
   keep_no_more_than_there_is(r)
