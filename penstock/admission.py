@@ -111,7 +111,7 @@ async def _pass_gates(house: House, way: Admission) -> Admission:
     if isinstance(grant, Limited):
         if ticket.is_probe:
             await house.gates.breaker.abandoned(ticket)
-        raise NotAdmittedError(Reason.LIMITED, f"{grant.resource} of quota {grant.quota}", grant.wait_s)
+        raise NotAdmittedError(Reason.LIMITED, str(grant), grant.wait_s)
     return replace(way, ticket=ticket, grant=grant, wait_s=grant.wait_s)
 
 

@@ -9,8 +9,8 @@ from enum import StrEnum
 
 from redis.exceptions import RedisError
 
-from penstock.gates.breaker import BreakerSettings, read_status
-from penstock.gates.limiter import look
+from penstock.gates.breaker import BreakerSettings, BreakerState, read_status
+from penstock.gates.limiter import describe, look
 from penstock.gates.scripts import SyncScripts
 from penstock.jobs.waiting import Standing
 from penstock.providers.base import Deployment
@@ -77,7 +77,8 @@ def explain(job: Standing, gates: Gates) -> Explanation:
 def _by_row(job: Standing) -> Explanation | None:
     """Say what the row alone tells; None where the job is due and its turn has not come."""
     if job.state.is_terminal:
-        return Explanation(Cause.ENDED, f"it has ended: {job.state}")
+        where = f" with reason {job.reason}; see `penstock dead show {job.id}`" if job.state is JobState.DEAD else ""
+        return Explanation(Cause.ENDED, f"{job.state}{where}")
     if job.state is JobState.RUNNING:
         return Explanation(Cause.RUNNING, f"attempt {job.attempts} is under way")
     if job.workers == 0:
@@ -87,7 +88,7 @@ def _by_row(job: Standing) -> Explanation | None:
         return Explanation(Cause.SLOT, "its message is out, and a worker takes it when a slot is free")
     if job.is_put_off:
         cause = PUT_OFF.get(job.reason or "", Cause.BACKOFF)
-        return Explanation(cause, f"{job.reason}: {job.detail}", job.due_at)
+        return Explanation(cause, job.detail or str(job.reason), job.due_at)
     return None
 
 
@@ -103,15 +104,15 @@ def _held_by_gates(job: Standing, gates: Gates) -> Explanation | None:
 def _held(deployment: Deployment, job: Standing, scripts: SyncScripts) -> Explanation | None:
     status = read_status(scripts, deployment.name, BreakerSettings())
     if status.wait_s > 0:
-        return Explanation(Cause.BREAKER, f"the breaker of {deployment.name} is {status.state}", _after(status.wait_s))
+        what = "is open" if status.state is BreakerState.OPEN else "has a probe out"
+        return Explanation(Cause.BREAKER, f"the breaker of {deployment.name} {what}", _after(status.wait_s))
     if deployment.quota is None:
         return None
     room = look(scripts, deployment.quota, job.lane, horizon_s=HORIZON_S)
     if room.frozen_s > 0:
-        detail = f"the provider throttled quota {deployment.quota.name}"
-        return Explanation(Cause.LIMITED, detail, _after(room.frozen_s))
+        return Explanation(Cause.LIMITED, describe("frozen", deployment.quota.name), _after(room.frozen_s))
     if room.places == 0:
-        return Explanation(Cause.LIMITED, f"every call of quota {deployment.quota.name} that may be in flight is")
+        return Explanation(Cause.LIMITED, describe("concurrency", deployment.quota.name))
     needs = {
         name: 1 if name is Resource.REQUESTS else min(job.estimated_tokens, room.most[name]) for name in room.units
     }
@@ -121,7 +122,7 @@ def _held(deployment: Deployment, job: Standing, scripts: SyncScripts) -> Explan
     if not lacking:
         return None
     name = max(lacking, key=lambda each: lacking[each])
-    return Explanation(Cause.LIMITED, f"{name} of quota {deployment.quota.name}", _after(lacking[name]))
+    return Explanation(Cause.LIMITED, describe(name, deployment.quota.name), _after(lacking[name]))
 
 
 def _turn(job: Standing, tenants: Tenants) -> Explanation:
@@ -133,12 +134,15 @@ def _turn(job: Standing, tenants: Tenants) -> Explanation:
     if most is not None and job.outstanding >= most:
         detail = f"tenant {job.tenant} has {job.outstanding} jobs under way, and may have {most}"
         return Explanation(Cause.SHARE, detail)
-    if job.own_before or job.others_waiting:
-        detail = (
-            f"{job.own_before} jobs of its tenant go first; {job.others_waiting} of other tenants take turns with it"
-        )
-        return Explanation(Cause.SHARE, detail)
+    own = [f"{_jobs(job.own_before)} of its tenant first"] if job.own_before else []
+    others = [f"{_jobs(job.others_waiting)} of other tenants in turns"] if job.others_waiting else []
+    if own or others:
+        return Explanation(Cause.SHARE, "the feeder releases " + ", ".join(own + others))
     return Explanation(Cause.TURN, "nothing holds it, and the feeder releases it next; if it stays, no feeder runs")
+
+
+def _jobs(number: int) -> str:
+    return f"{number} job{'' if number == 1 else 's'}"
 
 
 def _after(wait_s: float) -> datetime:

@@ -139,7 +139,7 @@ class TestWhoMustWait:
             return seen
 
         refused, admitted = gated.with_house(crowd)
-        detail = "tenant_concurrency of quota first"
+        detail = "the tenant has all its calls of quota first in flight"
         assert refused == Report(second, Outcome.DEFERRED, Reason.LIMITED, detail, 1.0, model="")
         assert admitted.outcome is Outcome.SUCCEEDED
         gated.release(second)
@@ -487,7 +487,9 @@ class TestThrottled:
         gated.heal()
         job_id = gated.submit()
         report = gated.attempt_at(START_MS + 2_000, job_id)
-        assert report == Report(job_id, Outcome.DEFERRED, Reason.LIMITED, "frozen of quota first", 3.0, model="")
+        assert report == Report(
+            job_id, Outcome.DEFERRED, Reason.LIMITED, "the provider throttled quota first", 3.0, model=""
+        )
         assert gated.calls() == sent
         gated.release(job_id)
         assert gated.attempt_at(START_MS + 5_000, job_id).outcome is Outcome.SUCCEEDED

@@ -25,8 +25,9 @@ def main() -> None:
         sys.exit(USAGE)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        hint = f" See `{context.command_path} --help`." if context else ""
-        fail(error.format_message() + hint, error.exit_code)
+        hint = f". See `{context.command_path} --help`." if context else ""
+        message = error.format_message()
+        fail(message.rstrip(".") + hint if hint else message, error.exit_code)
     except click.Abort:
         click.echo("stopped", err=True)
         sys.exit(130)

@@ -50,6 +50,20 @@ class Limited:
     resource: str
     wait_s: float
 
+    def __str__(self) -> str:
+        """Say what lacks."""
+        return describe(self.resource, self.quota)
+
+
+def describe(resource: str, quota: str) -> str:
+    """Say what of a quota lacks, in words for whoever waits for it."""
+    words = {
+        "frozen": f"the provider throttled quota {quota}",
+        "concurrency": f"all calls that quota {quota} allows at once are in flight",
+        "tenant_concurrency": f"the tenant has all its calls of quota {quota} in flight",
+    }
+    return words.get(resource, f"{resource} of quota {quota}")
+
 
 @dataclass(frozen=True)
 class Room:
