@@ -134,11 +134,6 @@ class Quota(QuotaEntry):
         """Name the resource of which a call needs more than a whole minute gives, so that it can never be taken."""
         return next((name for name, units in self.charge_of(size).items() if units > self.per_minute[name]), None)
 
-    @property
-    def costs_max_tokens(self) -> bool:
-        """Tell whether a smaller `max_tokens`, or a better guess of the output, takes less of the quota."""
-        return bool({Resource.TOKENS, Resource.OUTPUT_TOKENS} & self.per_minute.keys())
-
     def reported_rates(self, reported: ReportedLimits) -> dict[Resource, float]:
         """Turn the limits that a provider reported a minute into units a second, without those that cannot be true."""
         return {

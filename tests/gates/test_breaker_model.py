@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from penstock.gates.breaker import BreakerSettings, BreakerState, BreakerStatus, Refused, Ticket
-from tests.gates.test_breaker import START_MS, Rig
+from tests.gates.breaker_rig import START_MS, Rig
 from workers.embedded import EmbeddedServices
 
 SETTINGS = BreakerSettings(

@@ -14,7 +14,7 @@ import redis
 from penstock.gates.breaker import Breaker, BreakerSettings, BreakerState, BreakerStatus, Refused, Ticket
 from penstock.gates.scripts import AsyncScripts
 from penstock.store.redis import async_redis
-from tests.gates.test_breaker import NAME, START_MS, VirtualClock
+from tests.gates.breaker_rig import NAME, START_MS, VirtualClock
 from workers.embedded import EmbeddedServices
 
 PROCESSES = 4

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import pytest
@@ -15,6 +14,7 @@ from penstock.gates.scripts import AsyncScripts
 from penstock.providers.quota import Charge, Quota, Size
 from penstock.schemas import PromptReference, Usage
 from penstock.store.redis import async_redis
+from tests.hand_clock import HandClock
 from workers.embedded import EmbeddedServices
 
 Result = TypeVar("Result")
@@ -23,19 +23,6 @@ PROMPT = PromptReference(id="summarise_document", version="1.2.0", digest="d")
 MODEL = "openai/gpt-5-mini"
 KEY = "{penstock:estimates:openai/gpt-5-mini:summarise_document@1.2.0}"
 BASE = 1.1
-
-
-class HandClock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.at_s = 0.0
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.at_s, UTC)
-
-    def monotonic_s(self) -> float:
-        return self.at_s
 
 
 @pytest.fixture
@@ -132,9 +119,9 @@ def test_processes_learn_together_and_hear_of_it_within_half_a_minute(
         assert await estimates.known(MODEL, PROMPT) == Known()
         async with async_redis(f"unix://{services.redis.socket_path}") as client:
             await observe(Estimates(AsyncScripts(client), HandClock()), 1, prompt=1500)
-        clock.at_s = REFRESH_S - 0.1
+        clock.elapsed_s = REFRESH_S - 0.1
         assert await estimates.known(MODEL, PROMPT) == Known()
-        clock.at_s = REFRESH_S
+        clock.elapsed_s = REFRESH_S
         return await estimates.known(MODEL, PROMPT)
 
     assert with_estimates(use).factor == 1.5
@@ -153,7 +140,7 @@ def test_what_is_known_expires_when_nobody_learns_for_a_month(with_estimates: Ru
 def test_a_redis_that_is_away_leaves_what_was_known(with_estimates: Run) -> None:
     async def use(estimates: Estimates, clock: HandClock) -> Known:
         await observe(estimates, 1, prompt=1500)
-        clock.at_s = REFRESH_S + 1
+        clock.elapsed_s = REFRESH_S + 1
         async with async_redis("unix:///nowhere") as nobody:
             estimates.scripts = AsyncScripts(nobody)
             return await estimates.known(MODEL, PROMPT)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from penstock.gates.local import LocalShare
 from penstock.providers.quota import Quota
 from penstock.schemas import Resource
-from tests.gates.test_estimates import HandClock
+from tests.hand_clock import HandClock
 
 QUOTA = Quota(name="q", rpm=600, tpm=60_000, burst_s=5)
 
@@ -34,9 +34,9 @@ def test_it_holds_five_seconds_of_its_share_and_a_larger_request_leaves_a_debt()
     clock = HandClock()
     share = LocalShare(clock)
     share.acquire(QUOTA, units(0), processes=4)
-    clock.at_s = 100.0
+    clock.elapsed_s = 100.0
     assert share.acquire(QUOTA, units(2000), processes=4) == 0.0
-    clock.at_s = 102.0
+    clock.elapsed_s = 102.0
     assert share.acquire(QUOTA, units(1), processes=4) is None  # 750 owed, 250 a second
 
 
@@ -64,11 +64,11 @@ def test_all_processes_together_keep_to_the_rate_over_any_interval(
     shares = [LocalShare(clock) for _ in range(processes)]
     sent: list[tuple[float, int]] = []
     for pause_s, tokens in steps:
-        clock.at_s += pause_s
+        clock.elapsed_s += pause_s
         for share in shares:
             wait_s = share.acquire(QUOTA, units(tokens), processes)
             if wait_s is not None:
-                sent.append((clock.at_s + wait_s, tokens))
+                sent.append((clock.elapsed_s + wait_s, tokens))
     sent.sort()
     largest = max((tokens for _, tokens in sent), default=0)
     burst = max(1000 * QUOTA.burst_s, processes * largest)

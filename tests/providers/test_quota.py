@@ -197,8 +197,3 @@ def test_a_reported_limit_becomes_units_a_second() -> None:
     quota = Quota(name="windows", tpm=60_000, windows_s={TOKENS: 10})
     assert quota.reported_rates(reported(6000)) == {TOKENS: 98}
     assert MAXIMUM.reported_rates(()) == {}
-
-
-@pytest.mark.parametrize(("quota", "costs"), [(MAXIMUM, True), (SPLIT, True), (Quota(name="calls", rpm=60), False)])
-def test_max_tokens_cost_something_where_tokens_are_limited(quota: Quota, costs: bool) -> None:  # noqa: FBT001
-    assert quota.costs_max_tokens is costs

@@ -1,6 +1,5 @@
 """What a bench asks of the simulator and tells it over HTTP, with each kind of limits. Time stands still."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,7 +9,8 @@ from penstock.providers.simulator.accepted import NEWEST, Accepted
 from penstock.providers.simulator.charges import Charge
 from penstock.providers.simulator.config import SimulatorConfig
 from penstock.providers.simulator.server import running
-from tests.providers.test_simulator_limits import CONTINUOUS, SPLIT, WINDOWS, HandClock
+from tests.hand_clock import HandClock
+from tests.providers.test_simulator_limits import CONTINUOUS, SPLIT, WINDOWS
 
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
 COMMON = {"max_concurrency": 2, "context_window": 50_000, "max_output": 1000, "prices": PRICES}
@@ -21,26 +21,6 @@ MODELS = {
 }
 CONFIG = SimulatorConfig.model_validate({"models": MODELS})
 TEXT = "The cat sat on the mat."  # 10 tokens as a prompt, 6 as an answer
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[str, HandClock]]:
-    clock = HandClock()
-    with running(CONFIG, clock=clock) as url:
-        yield url, clock
-
-
-@pytest.fixture
-def clock(served: tuple[str, HandClock]) -> HandClock:
-    served[1].elapsed_s = 0.0
-    return served[1]
-
-
-@pytest.fixture
-def client(served: tuple[str, HandClock], clock: HandClock) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served[0], headers={"authorization": "Bearer acme"}, timeout=30) as made:
-        made.post("/reset").raise_for_status()
-        yield made
 
 
 def chat(
@@ -65,13 +45,13 @@ def test_the_split_shows_its_limits_as_anthropic_does(client: httpx.Client, cloc
     assert limit_headers(chat(client, "sim-split")) == {
         "anthropic-ratelimit-requests-limit": "60",
         "anthropic-ratelimit-requests-remaining": "8",
-        "anthropic-ratelimit-requests-reset": "1970-01-01T00:00:02Z",
+        "anthropic-ratelimit-requests-reset": "2026-01-31T12:00:02Z",
         "anthropic-ratelimit-input-tokens-limit": "6000",
         "anthropic-ratelimit-input-tokens-remaining": "985",
-        "anthropic-ratelimit-input-tokens-reset": "1970-01-01T00:00:01Z",
+        "anthropic-ratelimit-input-tokens-reset": "2026-01-31T12:00:01Z",
         "anthropic-ratelimit-output-tokens-limit": "600",
         "anthropic-ratelimit-output-tokens-remaining": "94",
-        "anthropic-ratelimit-output-tokens-reset": "1970-01-01T00:00:01Z",
+        "anthropic-ratelimit-output-tokens-reset": "2026-01-31T12:00:01Z",
     }
 
 

@@ -3,15 +3,14 @@
 import base64
 import json
 import struct
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 
 from penstock.providers.simulator.config import SimulatorConfig
-from penstock.providers.simulator.server import running
+from tests.hand_clock import START, HandClock
 
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
 CHAT = {"rpm": 60, "tpm": 60_000, "max_concurrency": 2, "context_window": 5000, "max_output": 1000, "prices": PRICES}
@@ -24,42 +23,8 @@ CONFIG = SimulatorConfig.model_validate(
         }
     }
 )
-START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 SCHEMA = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
 JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
-
-
-class HandClock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.elapsed_s = 0.0
-
-    def now(self) -> datetime:
-        return START + timedelta(seconds=self.elapsed_s)
-
-    def monotonic_s(self) -> float:
-        return self.elapsed_s
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[str, HandClock]]:
-    clock = HandClock()
-    with running(CONFIG, clock=clock) as url:
-        yield url, clock
-
-
-@pytest.fixture
-def clock(served: tuple[str, HandClock]) -> HandClock:
-    served[1].elapsed_s = 0.0
-    return served[1]
-
-
-@pytest.fixture
-def client(served: tuple[str, HandClock], clock: HandClock) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served[0], headers={"authorization": "Bearer acme"}, timeout=30) as made:
-        made.post("/reset").raise_for_status()
-        yield made
 
 
 def body(text: str = "The cat sat on the mat.", **fields: Any) -> dict[str, Any]:

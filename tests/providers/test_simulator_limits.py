@@ -1,6 +1,5 @@
 """The simulator's limits in each of their three kinds, at a hand-moved time."""
 
-from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
@@ -12,6 +11,7 @@ from penstock.providers.simulator.charges import Charge, Demand
 from penstock.providers.simulator.config import SimulatorConfig
 from penstock.providers.simulator.headers import retry_headers
 from penstock.providers.simulator.limits import Excess, LimitChange, Limits, Meter
+from tests.hand_clock import HandClock
 
 CONTINUOUS = {"rpm": 60, "tpm": 6000}
 WINDOWS = {"rpm": 60, "tpm": 6000, "charge": "prompt + max_tokens", "refill": "windows"}
@@ -19,19 +19,6 @@ SPLIT = {"rpm": 60, "itpm": 6000, "otpm": 600, "charge": "input, output"}
 BURST_S = 10
 
 Taken = list[tuple[float, int]]
-
-
-class HandClock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.elapsed_s = 0.0
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.elapsed_s, UTC)
-
-    def monotonic_s(self) -> float:
-        return self.elapsed_s
 
 
 def make_limits(clock: HandClock, quota: dict[str, Any], **options: Any) -> Limits:
