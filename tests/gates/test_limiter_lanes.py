@@ -198,6 +198,21 @@ def test_a_tenth_of_the_places_is_rounded_down(pool: Pool) -> None:
     pool.take(lane=BATCH)
 
 
+@pytest.mark.parametrize("quota", [Quota(name="two", concurrency=2)])
+def test_batch_is_sure_of_one_of_two_places_while_it_asks(pool: Pool) -> None:
+    pool.want_batch()
+    pool.take()
+    assert pool.refuse() == ("concurrency", 1.0)
+    pool.take(lane=BATCH)
+
+
+@pytest.mark.parametrize("quota", [Quota(name="one", concurrency=1)])
+def test_a_single_place_is_kept_for_nobody(pool: Pool) -> None:
+    pool.want_batch()
+    pool.take()
+    assert pool.refuse(lane=BATCH) == ("concurrency", 1.0)
+
+
 @pytest.mark.parametrize("quota", [TWENTY])
 def test_a_tenth_of_the_places_is_kept_for_batch_while_it_asks(pool: Pool) -> None:
     pool.want_batch()

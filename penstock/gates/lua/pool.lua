@@ -70,7 +70,7 @@ end
 -- How many calls may be in flight more, for a lane; `interactive` and `batch` are those that are.
 local function free_places(pool, lane, concurrency, interactive, batch, now)
   local free = concurrency - interactive - batch
-  local floor = math.floor(concurrency * FLOOR)
+  local floor = concurrency > 1 and math.max(1, math.floor(concurrency * FLOOR)) or 0
   if lane == 'batch' then
     local unreserved = math.max(1, math.floor(concurrency * (1 - RESERVE))) - interactive - batch
     return math.min(free, math.max(unreserved, floor - batch))
