@@ -67,7 +67,7 @@ ESTIMATES = "{penstock:estimates:openai/sim-first:summarise_document@1.1.0}"
 def levels(rooms: AdmissionRooms, quota: str) -> dict[str, float]:
     """Read the numbers of a quota pool as they were last written."""
     found: dict[str, str] = rooms.gates.hgetall(f"{{penstock:quota:{quota}}}:levels")  # type: ignore[assignment]
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in found.items() if not name.endswith(".unsent")}
 
 
 def leases(rooms: AdmissionRooms, quota: str) -> list[dict[str, Any]]:

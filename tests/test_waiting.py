@@ -351,7 +351,7 @@ ONES = [
     ),
     Case(
         "no-place-for-batch",
-        without_place(Lane.BATCH, 1),
+        without_place(Lane.BATCH, 2),
         Cause.LIMITED,
         "all calls that quota places allows at once are in flight",
     ),

@@ -275,3 +275,12 @@ def test_batch_larger_than_what_can_be_kept_for_it_does_not_overdraw_the_bucket(
     pool.take(1000)
     grant = pool.ask(5000, lane=Lane.BATCH)
     assert excess_of([(START_MS, 1000), (START_MS + grant.wait_s * 1000, 5000)]) <= ROUNDING
+
+
+def test_a_call_that_is_given_back_before_it_is_sent_leaves_its_place_in_the_bucket(pool: Pool) -> None:
+    pool.fill()
+    sent = pool.take(4300)
+    unsent = pool.take(1000, wait_s=0.3)
+    pool.settle(unsent, 0)
+    pool.settle(sent, 0)
+    assert pool.level() == BUCKET

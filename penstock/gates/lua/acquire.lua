@@ -65,7 +65,7 @@ for _, r in ipairs(given.resources) do
   local flowing = r.rate * wait_ms / 1000
   r.level = math.min(r.level, r.capacity - flowing) - r.amount  -- what flows in until it is sent must have room
   r.granted = r.granted + r.amount
-  if wait_ms > 0 then promise(pool, r, now + wait_ms, now) end
+  if wait_ms > 0 then promise(pool, r, r.amount, now + wait_ms, now) end
   if by_floor[r.name] then r.floor = r.floor - r.amount
   elseif is_batch then r.floor = math.max(math.min(r.floor, 0), r.floor - r.amount)
   else keep_no_more_than_there_is(r, flowing) end

@@ -13,11 +13,13 @@ local function unsent(pool, r, now)
   return slices
 end
 
-local function promise(pool, r, send_at, now)
+local function promise(pool, r, units, send_at, now)
   local slices, texts = unsent(pool, r, now), {}
   local at = math.ceil(send_at / SLICE_MS) * SLICE_MS
-  slices[at] = (slices[at] or 0) + r.amount
-  for time, units in pairs(slices) do texts[#texts + 1] = string.format('%.0f:%.0f', time, units) end
+  slices[at] = (slices[at] or 0) + units
+  for time, promised in pairs(slices) do
+    if promised > 0 then texts[#texts + 1] = string.format('%.0f:%.0f', time, promised) end
+  end
   pool[r.name .. '.unsent'] = table.concat(texts, ' ')
 end
 

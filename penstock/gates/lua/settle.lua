@@ -23,6 +23,7 @@ local pool = open(KEYS[1], given.resources, now)
 for _, r in ipairs(given.resources) do
   local amount = lease.amounts[r.name]
   local back = amount and amount - (r.used or amount) or 0
+  if r.used == 0 and now < lease.send_at then promise(pool, r, -back, lease.send_at, now) end  -- it is never sent
   r.level = math.min(r.level + back, highest_level(pool, r, now))
   r.granted = r.granted - back
   if lease.by_floor[r.name] then r.floor = r.floor + back end
