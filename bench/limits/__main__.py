@@ -104,11 +104,11 @@ def measure_halved(report: Report, durations: Durations) -> None:
 def measure_overload(report: Report, durations: Durations) -> None:
     """Measure what is left to the batch when interactive jobs alone are more than the quota."""
     share = scenarios.batch_share(durations.lengths)
-    measures.add_batch_share(report, "overload.virtual", share, CONTINUOUS, durations.lengths.measured_s)
+    measures.add_batch_share(report, "overload.virtual", share)
     if not durations.is_short:
         plan = Plan(replace(CONTINUOUS, name="interactive overload"), warm_up_s=30, measured_s=120, load=OVERLOAD)
         made = _told("penstock", ours.run(plan))
-        measures.add_batch_share(report, "overload", made.batch_share(), CONTINUOUS, plan.measured_s)
+        measures.add_batch_share(report, "overload", made.batch_share())
         report.add("quota_used.overload", measures.rounded(made.quota_used()), "share")
 
 

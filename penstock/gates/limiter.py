@@ -3,7 +3,7 @@
 Each resource of a quota pool is a token bucket that refills continuously and holds a few seconds of its rate. A request
 larger than the bucket waits for a full one and leaves it in debt. Whoever need wait no longer than a moment takes its
 units at once and is told when to send: the first come is the first to go, however large. Batch leaves a fifth of each
-bucket to interactive, and has a tenth of the rate kept for it while it asks. The contract of each script stands in it.
+bucket to interactive, and has a part of the rate kept for it while it asks. The contract of each script stands in it.
 """
 
 from collections.abc import Mapping

@@ -271,7 +271,7 @@ def test_nothing_is_kept_for_batch_of_what_was_lost_by_a_refusal(pool: Pool) -> 
     pool.throttle(pool.take(10))
     assert pool.refuse(4000, lane=BATCH)[0] == "tokens"
     pool.pass_ms(2_000)
-    pool.take(1900 - 190)
+    pool.take(1900 - 209)
 
 
 def test_nothing_is_kept_for_batch_of_what_the_provider_does_not_have(pool: Pool) -> None:
@@ -279,7 +279,7 @@ def test_nothing_is_kept_for_batch_of_what_the_provider_does_not_have(pool: Pool
     pool.settle(pool.take(10), None, limit(remaining=0))
     assert pool.refuse(4000, lane=BATCH)[0] == "tokens"
     pool.pass_ms(2_000)
-    pool.take(2000 - 200)
+    pool.take(2000 - 220)
 
 
 def test_nothing_is_kept_for_batch_of_what_a_large_request_took(pool: Pool) -> None:

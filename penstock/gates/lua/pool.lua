@@ -5,7 +5,7 @@
 -- per resource R `R.level` units that may be taken, negative in debt or when they are promised; `R.floor` units of it
 -- that are kept for batch, which flow in only while batch wants some; `R.granted` units ever granted, less what was given
 -- back; `R.limit` units a second that the provider reported.
-local RESERVE, FLOOR = 0.2, 0.1
+local RESERVE, FLOOR = 0.2, 0.11
 local CUT, RECOVERY_PER_S, QUIET_MS = 0.95, 0.002, 10000
 local FIRST_S = 1
 local BATCH_WANTS_MS = 5000
