@@ -152,7 +152,8 @@ async def answered(house: House, admission: Admission, answer: ModelAnswer) -> N
     """Settle by what came back, and learn from it."""
     gates, want, deployment = house.gates, admission.want, admission.deployment
     was_cut = answer.finish_reason == "length"
-    output = max(want.max_tokens, answer.usage.output_tokens) if was_cut else answer.usage.output_tokens
+    produced = answer.usage.completion_tokens
+    output = max(want.max_tokens, produced) if was_cut else produced
     steps = list[Awaitable[object]]()
     if admission.ticket is not None:
         steps += [

@@ -69,24 +69,40 @@ class JobState(StrEnum):
 
 
 class Usage(Frozen):
-    """Tokens of one provider call, by price class. `input_tokens` excludes `cached_input_tokens`."""
+    """Tokens of one provider call, by price class. Each token is in exactly one class.
+
+    `input_tokens` excludes what was read from the provider's cache and what was written to it; `output_tokens` excludes
+    `reasoning_tokens`.
+    """
 
     input_tokens: int = Field(default=0, ge=0)
     cached_input_tokens: int = Field(default=0, ge=0)
+    cache_write_tokens: int = Field(default=0, ge=0)
     output_tokens: int = Field(default=0, ge=0)
+    reasoning_tokens: int = Field(default=0, ge=0)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Give the tokens that went in, of all classes."""
+        return self.input_tokens + self.cached_input_tokens + self.cache_write_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        """Give the tokens that came out, of all classes."""
+        return self.output_tokens + self.reasoning_tokens
 
     @property
     def total_tokens(self) -> int:
         """Give the tokens of all classes together."""
-        return self.input_tokens + self.cached_input_tokens + self.output_tokens
+        return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
         """Add class by class."""
-        return Usage(
-            input_tokens=self.input_tokens + other.input_tokens,
-            cached_input_tokens=self.cached_input_tokens + other.cached_input_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-        )
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in TOKEN_CLASSES})
+
+
+TOKEN_CLASSES = tuple(Usage.model_fields)
+"""The price classes, by the names that columns and prices of them have."""
 
 
 class Message(Frozen):

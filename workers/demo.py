@@ -143,8 +143,8 @@ def row(item: Shown) -> list[str]:
         job.tier,
         job.model_served or "",
         str(job.attempts),
-        f"{job.usage.input_tokens + job.usage.cached_input_tokens:,}",
-        f"{job.usage.output_tokens:,}",
+        f"{job.usage.prompt_tokens:,}",
+        f"{job.usage.completion_tokens:,}",
         dollars(job.cost_nanodollars),
         f"{(item.history[0].started_at - job.created_at).total_seconds():.2f} s" if item.history else "",
         f"{(ended - job.created_at).total_seconds():.2f} s",
@@ -156,8 +156,8 @@ def totals(shown: Sequence[Shown]) -> str:
     """Say in a line what all of it came to."""
     jobs = [item.job for item in shown]
     succeeded = sum(job.state is JobState.SUCCEEDED for job in jobs)
-    tokens_in = sum(job.usage.input_tokens + job.usage.cached_input_tokens for job in jobs)
-    tokens_out = sum(job.usage.output_tokens for job in jobs)
+    tokens_in = sum(job.usage.prompt_tokens for job in jobs)
+    tokens_out = sum(job.usage.completion_tokens for job in jobs)
     cost = sum(job.cost_nanodollars for job in jobs)
     attempts = sum(job.attempts for job in jobs)
     return (

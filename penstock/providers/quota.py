@@ -111,18 +111,18 @@ class Quota(QuotaEntry):
 
     def charged_for(self, usage: Usage, max_tokens: int) -> dict[Resource, int]:
         """Give what a call has really been charged, by the usage that came back."""
-        prompt = usage.input_tokens + usage.cached_input_tokens
+        prompt = usage.prompt_tokens
         return self._limited(
             {
                 Resource.REQUESTS: 1,
                 Resource.TOKENS: {
                     Charge.MAXIMUM: max(prompt, max_tokens),
                     Charge.SUM: prompt + max_tokens,
-                    Charge.PRODUCED: prompt + usage.output_tokens,
+                    Charge.PRODUCED: usage.total_tokens,
                     Charge.SPLIT: 0,
                 }[self.charge],
-                Resource.INPUT_TOKENS: usage.input_tokens,
-                Resource.OUTPUT_TOKENS: usage.output_tokens,
+                Resource.INPUT_TOKENS: usage.input_tokens + usage.cache_write_tokens,
+                Resource.OUTPUT_TOKENS: usage.completion_tokens,
             }
         )
 

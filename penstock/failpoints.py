@@ -1,0 +1,33 @@
+"""Named places at which a process can be made to die, so that crash safety is tested where it matters.
+
+`PENSTOCK_FAILPOINT=after_claim` kills the process with SIGKILL when it first comes to that place. Unset, as always
+outside of tests, a failpoint is one comparison. It must not know what happens around it.
+"""
+
+import os
+import signal
+from enum import StrEnum
+
+
+class Failpoint(StrEnum):
+    """The places, in the order of a job's way."""
+
+    PRODUCER_COMMITTED = "producer_committed"
+    FEEDER_UPDATED = "feeder_updated"
+    AFTER_CLAIM = "after_claim"
+    AFTER_HOLD = "after_hold"
+    BEFORE_SEND = "before_send"
+    AFTER_ANSWER = "after_answer"
+    AFTER_SETTLEMENT = "after_settlement"
+    BEFORE_ACK = "before_ack"
+    UPKEEP_RECOVERED = "upkeep_recovered"
+    UPKEEP_ANNOUNCED = "upkeep_announced"
+
+
+ARMED = os.environ.get("PENSTOCK_FAILPOINT")
+
+
+def reach(place: Failpoint) -> None:
+    """Die here, if this is the place that is armed."""
+    if place == ARMED:
+        os.kill(os.getpid(), signal.SIGKILL)

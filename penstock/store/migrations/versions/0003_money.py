@@ -1,0 +1,31 @@
+"""Budgets and what was spent of them, corrections of the ledger, projects, retention, and the tenants' own reads."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Add tables, and columns with defaults; the statements stand beside this file."""
+    op.execute(Path(__file__).with_suffix(".sql").read_text())
+
+
+def downgrade() -> None:
+    """Drop what `upgrade` added; the role stays, since other databases of the server may use it."""
+    for table in ("jobs", "results", "attempts", "ledger"):
+        op.execute(f"DROP POLICY tenant_reads ON {table}")
+        op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+        op.execute(f"REVOKE SELECT ON {table} FROM penstock_tenant")
+    op.execute("DROP TRIGGER ledger_is_append_only ON ledger")
+    op.execute("DROP TABLE ledger_corrections, budgets, spending")
+    op.execute("DROP FUNCTION refuse_change")
+    op.execute("DROP INDEX jobs_unpurged")
+    op.execute("ALTER TABLE jobs DROP COLUMN project, DROP COLUMN purged_at")
+    op.execute("ALTER TABLE results DROP COLUMN over_soft_limit, DROP COLUMN fetched_at")
+    op.execute(
+        "ALTER TABLE ledger DROP COLUMN project, DROP COLUMN cache_write_tokens, DROP COLUMN reasoning_tokens,"
+        " DROP COLUMN upper_bound_tokens, DROP COLUMN outcome"
+    )
