@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from uuid import uuid4
 
@@ -10,9 +11,9 @@ from pydantic import Field
 from penstock import telemetry
 from penstock.admission import Admission, Want, admit
 from penstock.call import Call, CallContext, make
-from penstock.errors import ConfigurationError, NotAdmittedError, ProviderError, Reason
+from penstock.errors import ConfigurationError, NotAdmittedError, OutputTruncatedError, ProviderError
 from penstock.house import House
-from penstock.money.ledger import JournaledAnswer, Recollection
+from penstock.money.recollection import JournaledAnswer, Recollection
 from penstock.prompts import Prompt
 from penstock.retry import TREATMENTS, Kind
 from penstock.schemas import Frozen, Lane, NanoDollars, PromptReference, RenderedPrompt, Usage
@@ -31,7 +32,10 @@ class CompletionRequest(Frozen):
 
 
 class Completion(Frozen):
-    """What came back. `reused` says that an earlier attempt of the same job had paid for it."""
+    """What came back. `reused` says that an earlier attempt of the same job had paid for it.
+
+    `over_soft_limit` says that a soft budget had been passed when it was paid for.
+    """
 
     text: str
     model_asked: str
@@ -39,13 +43,14 @@ class Completion(Frozen):
     usage: Usage = Usage()
     cost_nanodollars: NanoDollars = Field(default=0, ge=0)
     reused: bool = False
+    over_soft_limit: bool = False
 
 
 async def complete(house: House, request: CompletionRequest) -> Completion:
     """Answer a request, by the first deployment that may be called and does answer.
 
     Each deployment is called at most once, and again only where an answer was cut at a `max_tokens` that was lower than
-    the prompt allows. Raises NotAdmittedError when none may be called now, ProviderError with the reason class of the
+    the prompt allows. Raises NotAdmittedError when none may be called now or be paid for, ProviderError with the reason class of the
     last call, OutputInvalidError when an answer breaks the prompt's schema, and FencedError when the job belongs to a
     later run.
     """
@@ -58,7 +63,7 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
     want = await _measure(house, request, prompt, rendered)
     if known.was_cut:
         want = replace(want, is_repeat=True)
-    tried: dict[str, ProviderError] = {}
+    tried: dict[str, ProviderError | NotAdmittedError] = {}
     while True:
         admission = await _admit(house, want, tried)
         call = Call(
@@ -71,7 +76,7 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
         )
         try:
             answered = await make(house, call)
-        except ProviderError as error:
+        except (ProviderError, NotAdmittedError) as error:
             if _was_cut_short(admission, error):
                 want = replace(want, is_repeat=True)
             elif TREATMENTS[error.reason].elsewhere:
@@ -85,6 +90,7 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
             model_served=answered.answer.model_served,
             usage=answered.answer.usage,
             cost_nanodollars=call.price.cost(answered.answer.usage),
+            over_soft_limit=answered.over_soft_limit,
         )
 
 
@@ -132,7 +138,7 @@ async def _measure(house: House, request: CompletionRequest, prompt: Prompt, ren
     )
 
 
-async def _admit(house: House, want: Want, tried: dict[str, ProviderError]) -> Admission:
+async def _admit(house: House, want: Want, tried: Mapping[str, ProviderError | NotAdmittedError]) -> Admission:
     """Find who may be called next; where the rest cannot, the caller hears of what gives the job the best chance.
 
     That is the last failure that may pass; then that another deployment is only busy or out; then the last failure.
@@ -147,7 +153,7 @@ async def _admit(house: House, want: Want, tried: dict[str, ProviderError]) -> A
         raise (passing or final)[-1] from None
 
 
-def _was_cut_short(admission: Admission, error: ProviderError) -> bool:
-    """Tell whether an answer was cut at a bound that was learnt, and not at that of the prompt or the model."""
+def _was_cut_short(admission: Admission, error: ProviderError | NotAdmittedError) -> bool:
+    """Tell whether an answer was cut at a bound that was learnt or paid for, not at that of the prompt or the model."""
     most = min(admission.want.max_tokens, admission.deployment.max_output_tokens)
-    return error.reason is Reason.OUTPUT_TRUNCATED and admission.size.max_tokens < most
+    return isinstance(error, OutputTruncatedError) and error.max_tokens < most and not admission.want.is_repeat

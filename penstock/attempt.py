@@ -10,6 +10,7 @@ from uuid import UUID
 from penstock import ai, telemetry
 from penstock.degradation import can_degrade, summarise_without_model
 from penstock.errors import (
+    BudgetError,
     ConfigurationError,
     FencedError,
     InvalidRequestError,
@@ -18,6 +19,7 @@ from penstock.errors import (
     ProviderError,
     Reason,
 )
+from penstock.failpoints import Failpoint, reach
 from penstock.house import House
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
 from penstock.retry import TREATMENTS, Bury, Failure, decide
@@ -50,6 +52,7 @@ async def run(house: House, job_id: UUID, *, time_limits: Sequence[type[Exceptio
     if job is None:
         telemetry.emit("job.not_claimable", job=str(job_id))
         return Report(job_id, None)
+    reach(Failpoint.AFTER_CLAIM)
     job = _by_our_clock(house, job)
     telemetry.bind(job=str(job.id), attempt=job.fence, tenant=job.tenant, tier=job.tier)
     telemetry.emit("job.claimed", worker=house.worker, waited_s=round(job.waited_s, 3))
@@ -95,6 +98,7 @@ async def _work(  # noqa: PLR0911 - a line a verdict
         result=completion.text,
         model_asked=completion.model_asked,
         model_served=completion.model_served,
+        over_soft_limit=completion.over_soft_limit,
         used_tokens=completion.usage.total_tokens,
     )
     return ending, completion.cost_nanodollars
@@ -113,7 +117,14 @@ def _request(job: ClaimedJob) -> ai.CompletionRequest:
         variables=job.variables,
         document=job.document,
         lane=job.lane,
-        context=ai.CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, tier=job.tier, deadline=job.deadline),
+        context=ai.CallContext(
+            job_id=job.id,
+            fence=job.fence,
+            tenant=job.tenant,
+            project=job.project,
+            tier=job.tier,
+            deadline=job.deadline,
+        ),
     )
 
 
@@ -121,16 +132,23 @@ async def _not_admitted(house: House, job: ClaimedJob, error: NotAdmittedError) 
     """Put the job back to where it was, due when it may be admitted; or take the way that it accepts instead."""
     gives_up = error.reason is Reason.UNAVAILABLE and job.on_unavailable is not OnUnavailable.WAIT
     if error.wait_s is None or gives_up:
-        return await _bury(house, job, error.reason, error.detail)
+        degrades = error.degrades if isinstance(error, BudgetError) else None
+        return await _bury(house, job, error.reason, error.detail, degrades=degrades)
     delay_s = error.wait_s * (1 + random.random() / 10)  # noqa: S311 - jitter, not a secret
     if job.deadline is not None and house.clock.now() + timedelta(seconds=delay_s) >= job.deadline:
         return await _bury(house, job, Reason.DEADLINE, f"its deadline passes before it can be admitted: {error}")
     return Ending(job.id, job.fence, Outcome.DEFERRED, error.reason, error.detail, delay_s=delay_s)
 
 
-async def _bury(house: House, job: ClaimedJob, reason: Reason, detail: str, *, failed: bool = False) -> Ending:
-    """End the job dead, or with a summary without a model where it accepts one and the reason is not its own."""
-    if TREATMENTS[reason].degrades and can_degrade(house, job):
+async def _bury(
+    house: House, job: ClaimedJob, reason: Reason, detail: str, *, failed: bool = False, degrades: bool | None = None
+) -> Ending:
+    """End the job dead, or with a summary without a model where that is accepted and the reason is not its own.
+
+    It is for the job to accept, unless `degrades` says that somebody else has decided.
+    """
+    accepts = job.on_unavailable is OnUnavailable.DEGRADE if degrades is None else degrades
+    if accepts and TREATMENTS[reason].degrades and can_degrade(house, job):
         telemetry.emit("job.degraded", reason=reason, detail=detail)
         text = await summarise_without_model(job)
         return Ending(job.id, job.fence, Outcome.SUCCEEDED, reason, detail, result=text, degraded=True)
@@ -161,6 +179,7 @@ async def _end(house: House, job: ClaimedJob, ending: Ending, cost_nanodollars: 
     if not await house.journal.finish.add(weighted):
         telemetry.emit("job.fenced")
         return Report(job.id, None)
+    reach(Failpoint.BEFORE_ACK)
     _tell(house, job, ending, cost_nanodollars)
     return Report(
         job.id,

@@ -11,9 +11,12 @@ from uuid import UUID
 
 from penstock import admission, telemetry
 from penstock.admission import Admission
-from penstock.errors import FencedError, OutputInvalidError, ProviderError, Reason
+from penstock.errors import BudgetError, FencedError, OutputInvalidError, OutputTruncatedError, ProviderError, Reason
+from penstock.failpoints import Failpoint, reach
 from penstock.house import House
-from penstock.money.ledger import Intent, Settlement
+from penstock.money.budgets import OnExhausted
+from penstock.money.holds import Hold, Shortfall
+from penstock.money.ledger import CallOutcome, Intent, Settlement
 from penstock.money.prices import Price
 from penstock.prompts import Prompt
 from penstock.schemas import Frozen, ModelAnswer, ModelRequest, RenderedPrompt, Usage
@@ -21,6 +24,8 @@ from penstock.schemas import Frozen, ModelAnswer, ModelRequest, RenderedPrompt, 
 HTTP_ERROR = 400
 GAVE_UP_WAITING = {408, 499, 502, 504, 524}
 """What a gateway says whose model may have answered, and billed, behind it."""
+HELD_PAUSE_S = 1.0
+"""How long a job waits for what other calls hold of its budget."""
 
 
 class CallContext(Frozen):
@@ -30,6 +35,7 @@ class CallContext(Frozen):
     fence: int
     tenant: str
     tier: str
+    project: str = ""
     deadline: datetime | None = None
 
 
@@ -56,26 +62,41 @@ class Answered:
 
     text: str
     answer: ModelAnswer
+    over_soft_limit: bool
 
 
 async def make(house: House, call: Call) -> Answered:
     """Make the call and give its answer.
 
-    Raises ProviderError with a reason class, OutputInvalidError when the answer breaks the prompt's schema, and
-    FencedError when the job belongs to a later run. A cancellation leaves the ledger row `unknown`.
+    Raises ProviderError with a reason class, OutputInvalidError when the answer breaks the prompt's schema, BudgetError
+    when a hard budget has too little left, and FencedError when the job belongs to a later run. A cancellation leaves
+    the ledger row `unknown`.
     """
     try:
         await asyncio.sleep(call.admission.wait_s)
         request = _request(house, call)
-        await _intend(house, call, request)
+        hold = await _intend(house, call, request)
     except BaseException:
         await admission.unsent(house, call.admission)
         raise
+    reach(Failpoint.AFTER_HOLD)
+    if hold.max_tokens < request.max_tokens:
+        call, request = _cut(call, hold.max_tokens), request.model_copy(update={"max_tokens": hold.max_tokens})
     answer = await _send(house, call, request)
+    reach(Failpoint.AFTER_ANSWER)
     try:
-        return Answered(await _settle(house, call, answer), answer)
+        text = await _settle(house, call, answer)
+        reach(Failpoint.AFTER_SETTLEMENT)
+        return Answered(text, answer, hold.over_soft_limit)
     finally:
         await admission.answered(house, call.admission, answer)
+
+
+def _cut(call: Call, max_tokens: int) -> Call:
+    """Ask for no more than what is paid for."""
+    size = call.admission.size
+    smaller = size.model_copy(update={"max_tokens": max_tokens, "output": min(size.output, max_tokens)})
+    return replace(call, admission=replace(call.admission, size=smaller))
 
 
 def _request(house: House, call: Call) -> ModelRequest:
@@ -93,19 +114,16 @@ def _request(house: House, call: Call) -> ModelRequest:
     )
 
 
-async def _intend(house: House, call: Call, request: ModelRequest) -> None:
+async def _intend(house: House, call: Call, request: ModelRequest) -> Hold:
+    """Write the call down and hold what it can cost; of `max_tokens` at least what the answer is expected to take."""
     deployment, context, prompt = call.admission.deployment, call.context, call.rendered.prompt
-    upper_bound = call.price.upper_bound(
-        prompt_bytes=sum(len(message.content.encode()) for message in request.messages)
-        + len(json.dumps(request.output_schema or {}).encode()),
-        messages=len(request.messages),
-        max_tokens=request.max_tokens,
-    )
+    schema = json.dumps(request.output_schema or {})
     intent = Intent(
         call_id=call.id,
         job_id=context.job_id,
         fence=context.fence,
         tenant=context.tenant,
+        project=context.project,
         prompt_id=prompt.id,
         prompt_version=prompt.version,
         tier=context.tier,
@@ -113,15 +131,39 @@ async def _intend(house: House, call: Call, request: ModelRequest) -> None:
         account=deployment.account,
         model_asked=deployment.model,
         price_version=call.price.version,
-        upper_bound_nanodollars=upper_bound,
+        bound=call.price.upper_bound(
+            prompt_bytes=sum(len(message.content.encode()) for message in request.messages) + len(schema.encode()),
+            messages=len(request.messages),
+        ),
+        max_tokens=request.max_tokens,
+        least_max_tokens=max(1, call.admission.size.output),
     )
-    if not await house.journal.intend.add(intent):
-        raise FencedError(f"job {context.job_id} belongs to a later run than {context.fence}")
+    match await house.journal.intend.add(intent):
+        case Hold() as hold:
+            return hold
+        case Shortfall() as shortfall:
+            raise _budget_error(shortfall)
+        case None:
+            raise FencedError(f"job {context.job_id} belongs to a later run than {context.fence}")
+
+
+def _budget_error(shortfall: Shortfall) -> BudgetError:
+    budget = shortfall.budget
+    whose = f"project {budget.project!r}" if budget.project else "its tenant"
+    limit = f"the {budget.period}'s budget of {whose}, {budget.hard_limit} {budget.unit}"
+    if shortfall.may_pass:
+        return BudgetError(Reason.BUDGET_HELD, f"calls under way hold what is left of {limit}", HELD_PAUSE_S)
+    telemetry.emit(
+        "budget.exhausted", tenant=budget.tenant, project=budget.project, period=budget.period, unit=budget.unit
+    )
+    degrades = budget.on_exhausted is OnExhausted.DEGRADE
+    return BudgetError(Reason.BUDGET_EXHAUSTED, f"too little is left of {limit}", None, degrades=degrades)
 
 
 async def _send(house: House, call: Call, request: ModelRequest) -> ModelAnswer:
     """Send it; whatever comes of it but an answer is settled here."""
     deployment = call.admission.deployment
+    reach(Failpoint.BEFORE_SEND)
     try:
         return await house.provider.complete(deployment, request)
     except ProviderError as error:
@@ -133,7 +175,7 @@ async def _send(house: House, call: Call, request: ModelRequest) -> ModelAnswer:
     except BaseException as error:
         reason = Reason.TIME_LIMIT if isinstance(error, asyncio.CancelledError) else Reason.INTERNAL
         failure = ProviderError(reason, type(error).__name__)
-        await _settle_both(house, call, Settlement(call.id, None, reason=reason), failure)
+        await _settle_both(house, call, Settlement(call.id, CallOutcome.UNKNOWN, None, reason=reason), failure)
         raise
 
 
@@ -147,35 +189,31 @@ async def _settle_both(house: House, call: Call, settlement: Settlement, error: 
 def _settle_failure(call: Call, error: ProviderError) -> Settlement:
     """Price a failure: a refusal costs nothing, what was sent and never heard of again up to the bound."""
     if error.usage is not None:
-        return _settlement(call, error.usage, error.reason)
+        return _answered(call, error.usage, error.reason)
     status = error.status or 0
-    refused = not error.sent or (status >= HTTP_ERROR and status not in GAVE_UP_WAITING)
-    return Settlement(call.id, 0 if refused else None, reason=error.reason)
+    if not error.sent:
+        return Settlement(call.id, CallOutcome.NOT_SENT, 0, reason=error.reason)
+    if status >= HTTP_ERROR and status not in GAVE_UP_WAITING:
+        return Settlement(call.id, CallOutcome.REFUSED, 0, reason=error.reason)
+    return Settlement(call.id, CallOutcome.UNKNOWN, None, reason=error.reason)
 
 
-def _settlement(call: Call, usage: Usage, reason: Reason | None) -> Settlement:
-    return Settlement(
-        call.id,
-        call.price.cost(usage),
-        input_tokens=usage.input_tokens,
-        cached_input_tokens=usage.cached_input_tokens,
-        output_tokens=usage.output_tokens,
-        reason=reason,
-    )
+def _answered(call: Call, usage: Usage, reason: Reason | None = None) -> Settlement:
+    return Settlement(call.id, CallOutcome.ANSWERED, call.price.cost(usage), usage, reason)
 
 
 async def _settle(house: House, call: Call, answer: ModelAnswer) -> str:
     """State the cost, keep the answer if it can be used, and give its text; what cannot be used is paid too."""
     try:
-        text = _usable(call.prompt, answer)
+        text = _usable(call, answer)
     except (ProviderError, OutputInvalidError) as error:
         reason = error.reason if isinstance(error, ProviderError) else Reason.OUTPUT_INVALID
-        await _write_down(house, _settlement(call, answer.usage, reason))
+        await _write_down(house, _answered(call, answer.usage, reason))
         raise
     await _write_down(
         house,
         replace(
-            _settlement(call, answer.usage, None),
+            _answered(call, answer.usage),
             request_digest=call.digest,
             model_served=answer.model_served,
             finish_reason=answer.finish_reason,
@@ -187,8 +225,8 @@ async def _settle(house: House, call: Call, answer: ModelAnswer) -> str:
         call=str(call.id),
         deployment=call.admission.deployment.name,
         cost_nanodollars=call.price.cost(answer.usage),
-        input_tokens=answer.usage.input_tokens + answer.usage.cached_input_tokens,
-        output_tokens=answer.usage.output_tokens,
+        input_tokens=answer.usage.prompt_tokens,
+        output_tokens=answer.usage.completion_tokens,
     )
     return text
 
@@ -197,15 +235,25 @@ async def _write_down(house: House, settlement: Settlement) -> None:
     """Settle, even if the run is cancelled meanwhile: the job may be handed back only when its answer is kept."""
     writing = asyncio.ensure_future(house.journal.settle.add(settlement))
     try:
-        await asyncio.shield(writing)
+        passed = await asyncio.shield(writing)
     except asyncio.CancelledError:
         await writing
         raise
+    for limit in passed:
+        telemetry.emit(
+            "budget.soft_limit_passed",
+            tenant=limit.tenant,
+            project=limit.project,
+            period=limit.period,
+            unit=limit.unit,
+            soft_limit=limit.soft_limit,
+            settled=limit.settled,
+        )
 
 
-def _usable(prompt: Prompt, answer: ModelAnswer) -> str:
+def _usable(call: Call, answer: ModelAnswer) -> str:
     if answer.finish_reason == "length":
-        raise ProviderError(Reason.OUTPUT_TRUNCATED, "the answer was cut at max_tokens; raise it in a new version")
+        raise OutputTruncatedError(call.admission.size.max_tokens)
     if answer.finish_reason == "content_filter":
         raise ProviderError(Reason.CONTENT_POLICY, "the provider withheld its answer")
-    return prompt.parse_output(answer.text)
+    return call.prompt.parse_output(answer.text)

@@ -7,14 +7,13 @@ from penstock.errors import PenstockError
 from penstock.extractive import DEFAULT_MAX_WORDS, summarise
 from penstock.house import House
 from penstock.jobs.execution import ClaimedJob
-from penstock.schemas import OnUnavailable
 
 MAX_WORDS = "max_words"
 
 
 def can_degrade(house: House, job: ClaimedJob) -> bool:
-    """Tell whether the job accepts a summary without a model, and its prompt allows one."""
-    if job.on_unavailable is not OnUnavailable.DEGRADE or job.document is None:
+    """Tell whether there is a document to summarise, and the prompt allows that no model does it."""
+    if job.document is None:
         return False
     try:
         return find_prompt(house, job.prompt).is_extractive

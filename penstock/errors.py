@@ -6,7 +6,9 @@ PenstockError
 │   └── IdempotencyConflictError   the key was used before, for something else
 ├── ConfigurationError         the operator's fault: which file, which line or key, what to do
 ├── ProviderError              the provider's fault or verdict, with its reason class
+│   └── OutputTruncatedError   the answer was cut at `max_tokens`
 ├── NotAdmittedError           no deployment may be called now: why, and how long to wait
+│   └── BudgetError            a hard budget has too little left for the call
 ├── OutputInvalidError         the model answered, and the answer breaks the prompt's output schema
 ├── StoreError                Postgres refused a statement, or was away for too long
 ├── FencedError                another run owns the job now; what this one did must not count
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from penstock.schemas import ReportedLimits, Usage  # pydantic, which a parser's child process does not need
 
 __all__ = [
+    "BudgetError",
     "ConfigurationError",
     "FencedError",
     "IdempotencyConflictError",
@@ -36,6 +39,7 @@ __all__ = [
     "JobNotFoundError",
     "NotAdmittedError",
     "OutputInvalidError",
+    "OutputTruncatedError",
     "PenstockError",
     "ProviderError",
     "Reason",
@@ -125,6 +129,19 @@ class ProviderError(PenstockError):
         return f"{self.reason}{status}: {self.detail}"
 
 
+class OutputTruncatedError(ProviderError):
+    """The answer was cut at the `max_tokens` that the call had."""
+
+    def __init__(self, max_tokens: int) -> None:
+        """Give the bound."""
+        super().__init__(Reason.OUTPUT_TRUNCATED, f"the answer was cut at max_tokens = {max_tokens}")
+        self.max_tokens = max_tokens
+
+    def __reduce__(self) -> tuple[type["OutputTruncatedError"], tuple[int]]:
+        """Be made again from the bound alone."""
+        return OutputTruncatedError, (self.max_tokens,)
+
+
 class NotAdmittedError(PenstockError):
     """No deployment may be called now: `limited`, `unavailable`, `limiter_away`, or `too_large` for ever.
 
@@ -141,6 +158,18 @@ class NotAdmittedError(PenstockError):
     def __str__(self) -> str:
         """Say it in one line."""
         return f"{self.reason}: {self.detail}"
+
+
+class BudgetError(NotAdmittedError):
+    """A hard budget has too little left: `budget_held` while other calls may give some back, else `budget_exhausted`.
+
+    `degrades` says that the budget's owner wants a summary without a model then.
+    """
+
+    def __init__(self, reason: Reason, detail: str, wait_s: float | None, *, degrades: bool = False) -> None:
+        """Give the reason class, which budget it is, how long to wait, and the owner's wish."""
+        super().__init__(reason, detail, wait_s)
+        self.degrades = degrades
 
 
 class OutputInvalidError(PenstockError):

@@ -16,8 +16,9 @@ from penstock.gates.limiter import Limiter
 from penstock.gates.local import LocalShare
 from penstock.gates.scripts import AsyncScripts
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, claim, finish
-from penstock.money.ledger import Intent, Recollection, Settlement, intend, recall, settle
+from penstock.money.ledger import Intent, Settlement, SoftLimitPassed, Verdict, intend, settle
 from penstock.money.prices import PriceList
+from penstock.money.recollection import Recollection, recall
 from penstock.prompts import PromptLibrary
 from penstock.providers.base import Provider
 from penstock.retry import Backoff
@@ -67,8 +68,8 @@ class Journal:
         """Write on `engine`."""
         self.claim: Gatherer[Claim, ClaimedJob | None] = Gatherer(engine, claim)
         self.finish: Gatherer[Ending, bool] = Gatherer(engine, finish)
-        self.intend: Gatherer[Intent, bool] = Gatherer(engine, intend)
-        self.settle: Gatherer[Settlement, None] = Gatherer(engine, settle)
+        self.intend: Gatherer[Intent, Verdict] = Gatherer(engine, intend)
+        self.settle: Gatherer[Settlement, tuple[SoftLimitPassed, ...]] = Gatherer(engine, settle)
         self.recall: Gatherer[tuple[UUID, str], Recollection] = Gatherer(engine, recall)
 
     async def drain(self) -> None:

@@ -61,6 +61,7 @@ class Intake:
         return NewJob(
             id=job_id,
             tenant=request.tenant,
+            project=request.project,
             prompt=prompt.reference,
             tier=tier.name,
             lane=request.lane,
@@ -107,6 +108,7 @@ def _reason(field: str, error: Any) -> str:
 def _cure(field: str) -> str:
     cures = {
         "tenant": "use lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit, 64 at most",
+        "project": "name it like a tenant, or leave it out",
         "lane": "use 'interactive' or 'batch'",
         "priority": "use a whole number from 0 to 9, where 9 goes first",
         "deadline": "use an ISO 8601 time with its UTC offset",

@@ -24,6 +24,8 @@ class Reason(StrEnum):
     LIMITER_AWAY = "limiter_away"
     UNAVAILABLE = "unavailable"
     TOO_LARGE = "too_large"
+    BUDGET_HELD = "budget_held"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     INVALID = "invalid"
     DEADLINE = "deadline"
     POISON = "poison"

@@ -24,6 +24,7 @@ def _storable(value: str) -> str:
 
 
 Tenant = Annotated[str, StringConstraints(strict=True, pattern=f"^{TENANT_PATTERN}$")]
+Project = Annotated[str, StringConstraints(strict=True, pattern=f"^({TENANT_PATTERN})?$")]
 Text = Annotated[str, Strict(), AfterValidator(_storable)]
 DocumentName = Annotated[str, StringConstraints(strict=True, max_length=255), AfterValidator(_storable)]
 IdempotencyKey = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200), AfterValidator(_storable)]
@@ -177,6 +178,7 @@ class JobRequest(Frozen):
     """
 
     tenant: Tenant
+    project: Project = ""
     prompt: Text = Field(min_length=1)
     prompt_version: Text | None = None
     variables: dict[Text, Text] = Field(default_factory=dict)
@@ -196,10 +198,13 @@ class Job(Frozen):
     """A job as anybody outside sees it. `cost_nanodollars` sums every call that was made for it.
 
     `degraded` says that no model wrote the result: sentences of the document stand in for an answer.
+    `over_soft_limit` says that a soft budget had been passed when the result was paid for. Since `purged_at` no text of
+    the job is kept.
     """
 
     id: UUID
     tenant: str
+    project: str
     state: JobState
     prompt: PromptReference
     tier: str
@@ -218,6 +223,8 @@ class Job(Frozen):
     on_unavailable: OnUnavailable
     result: str | None
     degraded: bool
+    over_soft_limit: bool
+    purged_at: datetime | None
     model_asked: str | None
     model_served: str | None
     usage: Usage

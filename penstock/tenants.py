@@ -1,4 +1,4 @@
-"""What a tenant's share is, where tenants differ. It must not know who enforces it."""
+"""What a tenant's share is, and how long its text is kept. It must not know who enforces either."""
 
 from pathlib import Path
 
@@ -9,10 +9,18 @@ from penstock.settings import read_toml
 
 
 class TenantEntry(Frozen):
-    """A table of tenants.toml: the weight of a tenant beside the others, and how many calls it may have in flight."""
+    """A table of tenants.toml: a tenant's weight beside others, its calls in flight, how long its text is kept."""
 
     weight: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
     concurrency: int | None = Field(default=None, gt=0, description="in one quota pool; None: as many as there is room")
+    retention_days: float | None = Field(
+        default=None,
+        ge=0,
+        le=36_500,
+        strict=True,
+        allow_inf_nan=False,
+        description="the text of a job is kept so long after its end; None: until it is purged by hand",
+    )
 
 
 class TenantFile(Frozen):
@@ -35,6 +43,16 @@ class Tenants:
         """Read tenants.toml, if there is one; raise ConfigurationError."""
         path = folder / "tenants.toml"
         return cls(read_toml(path, TenantFile) if path.exists() else TenantFile())
+
+    @property
+    def retention_days(self) -> dict[str, float | None]:
+        """Give how long text is kept, by the name of each tenant that has a table."""
+        return {tenant: entry.retention_days for tenant, entry in self.named.items()}
+
+    @property
+    def forgets(self) -> bool:
+        """Tell whether anybody's text is purged by itself."""
+        return any(entry.retention_days is not None for entry in (self.default, *self.named.values()))
 
     def entry(self, tenant: str) -> TenantEntry:
         """Give what holds for a tenant."""

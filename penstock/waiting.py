@@ -31,6 +31,7 @@ class Cause(StrEnum):
     LIMITED = "limited"
     BREAKER = "breaker"
     REDIS = "redis_away"
+    BUDGET = "budget"
     SHARE = "tenant_share"
     BACKOFF = "backoff"
     SLOT = "slot"
@@ -59,6 +60,7 @@ PUT_OFF = {
     Reason.LIMITED.value: Cause.LIMITED,
     Reason.UNAVAILABLE.value: Cause.BREAKER,
     Reason.LIMITER_AWAY.value: Cause.REDIS,
+    Reason.BUDGET_HELD.value: Cause.BUDGET,
 }
 
 

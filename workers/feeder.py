@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from penstock import telemetry
 from penstock.client.broker import tier_queue
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
+from penstock.failpoints import Failpoint, reach
 from penstock.gates.scripts import SyncScripts
 from penstock.jobs import release
 from penstock.jobs.release import Allowance, Outstanding, Release, Share
@@ -98,6 +99,7 @@ def feed(engine: Engine, doorbell: Doorbell, tier: str, gauge: Gauge) -> int:
                 releases += retries
                 releases += release.release_fairly(connection, tier, lane, fewer)
     if releases:
+        reach(Failpoint.FEEDER_UPDATED)
         telemetry.emit("feeder.released", tier=tier, jobs=len(releases))
     return doorbell.ring(releases)
 

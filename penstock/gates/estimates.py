@@ -48,9 +48,7 @@ class Estimates:
 
     async def observe(self, model: str, prompt: PromptReference, counted: int, usage: Usage, output: int) -> None:
         """Learn from an answer: `counted` prompt tokens by the local tokenizer, `output` tokens it had or wanted."""
-        await self._hear(
-            _key(model, prompt), {"counted": counted, "prompt": usage.prompt_tokens, "output": output}
-        )
+        await self._hear(_key(model, prompt), {"counted": counted, "prompt": usage.prompt_tokens, "output": output})
 
     async def _hear(self, key: str, given: dict[str, object]) -> Known:
         answer = await self.scripts.run("observe", [key], given)

@@ -45,6 +45,7 @@ class ClaimedJob:
     ends_in_s: float | None
     variables: dict[str, str]
     document: str | None
+    project: str = ""
 
 
 CLAIM = text("""
@@ -77,6 +78,7 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
             fence=row.fence,
             worker=row.worker,
             tenant=row.tenant,
+            project=row.project,
             prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
             tier=row.tier,
             lane=Lane(row.lane),
@@ -131,6 +133,7 @@ class Ending:
     failed: bool = False
     result: str | None = None
     degraded: bool = False
+    over_soft_limit: bool = False
     model_asked: str = ""
     model_served: str = ""
     used_tokens: int = 0
@@ -141,8 +144,8 @@ FINISH = text("""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             job_id uuid, fence bigint, outcome text, state text, reason text, detail text, delay_s float8,
-            failed boolean, result text, degraded boolean, model_asked text, model_served text, used_tokens bigint,
-            weight float8)
+            failed boolean, result text, degraded boolean, over_soft_limit boolean, model_asked text,
+            model_served text, used_tokens bigint, weight float8)
     ), judged AS (
         SELECT given.*, jobs.charged_tokens,
             CASE WHEN given.state = 'queued' AND jobs.attempts > 1 THEN 'retrying' ELSE given.state END AS becomes
@@ -176,10 +179,11 @@ FINISH = text("""
         WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence AND given.outcome <> 'deferred'
             AND (given.job_id, given.fence) IN (SELECT id, fence FROM ended)
     ), stored AS (
-        INSERT INTO results (job_id, text, degraded, model_asked, model_served)
-        SELECT job_id, result, degraded, model_asked, model_served FROM given
+        INSERT INTO results (job_id, text, degraded, over_soft_limit, model_asked, model_served)
+        SELECT job_id, result, degraded, over_soft_limit, model_asked, model_served FROM given
         WHERE outcome = 'succeeded' AND (job_id, fence) IN (SELECT id, fence FROM ended)
         ON CONFLICT (job_id) DO UPDATE SET text = excluded.text, degraded = excluded.degraded,
+            over_soft_limit = excluded.over_soft_limit, fetched_at = NULL,
             model_asked = excluded.model_asked, model_served = excluded.model_served
     )
     SELECT id, fence FROM ended

@@ -8,20 +8,22 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
-from penstock.schemas import Job, JobState, Lane, OnUnavailable, PromptReference, Usage
+from penstock.schemas import TOKEN_CLASSES, Job, JobState, Lane, OnUnavailable, PromptReference, Usage
 
 SELECT_JOBS = """
     SELECT jobs.*, results.text AS result,
-        coalesce(results.degraded, false) AS degraded, results.model_asked, results.model_served,
-        coalesce(spent.nanodollars, 0)::bigint AS nanodollars, coalesce(spent.input_tokens, 0)::bigint AS input_tokens,
-        coalesce(spent.cached_input_tokens, 0)::bigint AS cached_input_tokens,
-        coalesce(spent.output_tokens, 0)::bigint AS output_tokens
+        coalesce(results.degraded, false) AS degraded, coalesce(results.over_soft_limit, false) AS over_soft_limit,
+        results.model_asked, results.model_served, spent.*
     FROM jobs
     LEFT JOIN results ON results.job_id = jobs.id
     LEFT JOIN LATERAL (
-        SELECT sum(nanodollars) AS nanodollars, sum(input_tokens) AS input_tokens,
-            sum(cached_input_tokens) AS cached_input_tokens, sum(output_tokens) AS output_tokens
-        FROM ledger WHERE ledger.job_id = jobs.id
+        SELECT coalesce(sum(nanodollars), 0)::bigint AS nanodollars,
+            coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
+            coalesce(sum(cached_input_tokens), 0)::bigint AS cached_input_tokens,
+            coalesce(sum(cache_write_tokens), 0)::bigint AS cache_write_tokens,
+            coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
+            coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens
+        FROM (SELECT call_id FROM ledger WHERE job_id = jobs.id) AS calls JOIN ledger_amounts USING (call_id)
     ) AS spent ON true
 """
 
@@ -127,6 +129,7 @@ def _job(row: Any) -> Job:
     return Job(
         id=row.id,
         tenant=row.tenant,
+        project=row.project,
         state=JobState(row.state),
         prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
         tier=row.tier,
@@ -145,12 +148,10 @@ def _job(row: Any) -> Job:
         on_unavailable=OnUnavailable(row.on_unavailable),
         result=row.result,
         degraded=row.degraded,
+        over_soft_limit=row.over_soft_limit,
+        purged_at=row.purged_at,
         model_asked=row.model_asked,
         model_served=row.model_served,
-        usage=Usage(
-            input_tokens=row.input_tokens,
-            cached_input_tokens=row.cached_input_tokens,
-            output_tokens=row.output_tokens,
-        ),
+        usage=Usage(**{name: getattr(row, name) for name in TOKEN_CLASSES}),
         cost_nanodollars=row.nanodollars,
     )

@@ -26,7 +26,7 @@ EXPIRED_LEASES = text("""
         WHERE jobs.state = 'running' AND (workers.id IS NULL OR workers.lease_until <= now())
         LIMIT :most FOR UPDATE OF jobs SKIP LOCKED
     ), recovered AS (
-        UPDATE jobs SET crashes = crashes + 1, due_at = now() + random() * crashes * interval '30 seconds',
+        UPDATE jobs SET crashes = crashes + 1, due_at = now(),
             state = CASE WHEN crashes + 1 >= :poison THEN 'dead' ELSE 'retrying' END,
             ended_at = CASE WHEN crashes + 1 >= :poison THEN now() END,
             reason = CASE WHEN crashes + 1 >= :poison THEN 'poison' ELSE 'worker_lost' END,
@@ -59,7 +59,7 @@ FORGET_WORKERS = text("""
 def recover_expired(connection: Connection, *, most: int = 1000) -> list[Recovered]:
     """Take jobs from workers whose lease ran out; one that took POISON_AFTER workers with it is dead.
 
-    After the second crash the jobs of a worker come back one by one, so that the one which kills takes few with it.
+    After SUSPECT_AFTER crashes a job comes back alone, so that the one which kills takes no other suspect with it.
     """
     return _recovered(connection, EXPIRED_LEASES, {"poison": POISON_AFTER, "most": most})
 

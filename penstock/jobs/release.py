@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, TextClause, text
 
+from penstock.jobs.states import SUSPECT_AFTER
 from penstock.schemas import Lane, PromptReference
 
 
@@ -74,10 +75,17 @@ STARTED = text("""
     SELECT count(*) FROM jobs WHERE tier = :tier AND started_at > now() - make_interval(secs => :window_s)
 """)
 
+# Whoever was there when two workers died runs one at a time, so that the one which kills is found without the others.
 RETRIES = """
-    WITH due AS (
+    WITH suspects AS (
+        SELECT id FROM jobs
+        WHERE crashes >= {suspect} AND state = 'retrying' AND tier = :tier AND due_at <= now() AND NOT EXISTS (
+            SELECT 1 FROM jobs WHERE crashes >= {suspect} AND state IN ('released', 'running') AND tier = :tier)
+        ORDER BY due_at LIMIT 1
+    ), due AS (
         SELECT id FROM jobs
         WHERE state = 'retrying' AND tier = :tier AND lane = :lane AND due_at <= now() AND {which}
+            AND (crashes < {suspect} OR id IN (SELECT id FROM suspects))
         ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED
     ), released AS (
         UPDATE jobs SET state = 'released', released_at = now() FROM due WHERE jobs.id = due.id RETURNING jobs.*
@@ -167,7 +175,10 @@ FAIR = """
 ANYBODY = "true"
 IMPATIENT = """(on_unavailable <> 'wait' OR fallback_tiers <> '{}')
             AND (on_unavailable <> 'wait' OR fallback_tiers && CAST(:open_tiers AS text[]))"""
-RETRIES_OF = {only: text(RETRIES.replace("{which}", IMPATIENT if only else ANYBODY)) for only in (False, True)}
+RETRIES_OF = {
+    only: text(RETRIES.replace("{which}", IMPATIENT if only else ANYBODY).replace("{suspect}", str(SUSPECT_AFTER)))
+    for only in (False, True)
+}
 FAIR_OF = {only: text(FAIR.replace("{which}", IMPATIENT if only else ANYBODY)) for only in (False, True)}
 
 LOST_DOORBELLS = text("""
@@ -221,7 +232,11 @@ def started(connection: Connection, tier: str, *, window_s: float) -> int:
 
 
 def release_retries(connection: Connection, tier: str, lane: Lane, allowance: Allowance) -> list[Release]:
-    """Release due retries of a lane, the longest due first; their tokens are not looked at."""
+    """Release due retries of a lane, the longest due first; their tokens are not looked at.
+
+    Of the jobs that have seen SUSPECT_AFTER crashes one at a time is under way in a tier. To be called by the tier's
+    one feeder, as `begin_feeding` makes sure.
+    """
     values: dict[str, object] = {"tier": tier, "lane": lane.value, "most": allowance.jobs}
     return _releases(connection, RETRIES_OF[allowance.only_impatient], values | _open_tiers(allowance))
 

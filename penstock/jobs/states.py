@@ -20,3 +20,6 @@ A running job goes back to queued when it could not be admitted, a succeeded one
 
 POISON_AFTER = 3
 """Crashes after which a job is dead."""
+
+SUSPECT_AFTER = POISON_AFTER - 1
+"""Crashes after which a job runs alone, as far as suspects go: its next one is its own."""

@@ -34,6 +34,7 @@ class NewJob:
     deadline: datetime | None
     on_unavailable: OnUnavailable
     fallback_tiers: tuple[str, ...] = ()
+    project: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Accepted:
 INSERT = text("""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
-            position integer, id uuid, tenant text, prompt_id text, prompt_version text, prompt_digest text,
-            tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb, document text,
-            document_name text, metadata jsonb, idempotency_key text, content_digest text, deadline timestamptz,
+            position integer, id uuid, tenant text, project text, prompt_id text, prompt_version text,
+            prompt_digest text, tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb,
+            document text, document_name text, metadata jsonb, idempotency_key text, content_digest text, deadline timestamptz,
             on_unavailable text, fallback_tiers text[])
     ), outstanding AS (
         SELECT tenant, tier, count(*) AS jobs FROM jobs
@@ -67,10 +68,10 @@ INSERT = text("""
             SELECT 1 FROM jobs WHERE state = 'queued' AND tier = ranked.tier AND lane = 'interactive') AS at_once
         FROM ranked
     ), made AS (
-        INSERT INTO jobs (id, tenant, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
+        INSERT INTO jobs (id, tenant, project, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,
             on_unavailable, fallback_tiers)
-        SELECT id, tenant,
+        SELECT id, tenant, project,
             CASE WHEN at_once THEN 'released' ELSE 'queued' END, CASE WHEN at_once THEN now() END,
             prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,

@@ -1,29 +1,45 @@
 """One row for each physical provider call. It must not know prices, and it holds no text.
 
-`intend` is committed before the bytes leave; `settle` states the truth, together with the answer that was paid for.
-An open row costs its upper bound, so that the sum is never below what the provider will ask for.
+`intend` is committed before the bytes leave, and holds the call's upper bound of its tenant's budgets; `settle` states
+the truth, together with the answer that was paid for. An open row costs its upper bound, so that the sum is never below
+what the provider will ask for. A row is closed once and never changed again: what is found out later is a correction.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
-from penstock.schemas import NanoDollars
+from penstock.money import spending
+from penstock.money.budgets import Period, Unit, budgets_of
+from penstock.money.holds import Hold, Shortfall, Want, decide
+from penstock.money.prices import UpperBound
+from penstock.schemas import NanoDollars, Usage
 from penstock.store.text import storable_row
+
+
+class CallOutcome(StrEnum):
+    """What came of a call. What was not sent, or refused, costs nothing."""
+
+    NOT_SENT = "not_sent"
+    REFUSED = "refused"
+    ANSWERED = "answered"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Intent:
-    """A call that is about to be made."""
+    """A call that is about to be made, with at most `max_tokens`, or fewer where a budget ends before."""
 
     call_id: UUID
     job_id: UUID
     fence: int
     tenant: str
+    project: str
     prompt_id: str
     prompt_version: str
     tier: str
@@ -31,7 +47,9 @@ class Intent:
     account: str
     model_asked: str
     price_version: str
-    upper_bound_nanodollars: NanoDollars
+    bound: UpperBound
+    max_tokens: int
+    least_max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -39,10 +57,9 @@ class Settlement:
     """What came of a call. Without `nanodollars` nobody knows, and the upper bound stays."""
 
     call_id: UUID
+    outcome: CallOutcome
     nanodollars: NanoDollars | None
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    output_tokens: int = 0
+    usage: Usage = Usage()
     reason: Reason | None = None
     request_digest: str | None = None
     model_served: str | None = None
@@ -50,93 +67,142 @@ class Settlement:
     answer: str | None = None
 
 
-INTEND = text("""
-    WITH given AS (
-        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
-            call_id uuid, job_id uuid, fence bigint, tenant text, prompt_id text, prompt_version text, tier text,
-            deployment text, account text, model_asked text, price_version text, upper_bound_nanodollars bigint)
-    )
-    INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
-        model_asked, price_version, state, upper_bound_nanodollars, nanodollars)
-    SELECT call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
-        model_asked, price_version, 'intent', upper_bound_nanodollars, upper_bound_nanodollars
-    FROM given
-    WHERE EXISTS (SELECT 1 FROM jobs WHERE id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running')
-    ON CONFLICT (call_id) DO UPDATE SET call_id = excluded.call_id
-    RETURNING call_id
-""")
+@dataclass(frozen=True)
+class SoftLimitPassed:
+    """A budget's soft limit that was passed by settling calls, and what is settled in the period now."""
 
-SETTLE = text("""
+    tenant: str
+    project: str
+    period: Period
+    unit: Unit
+    soft_limit: int
+    settled: int
+
+
+Verdict = Hold | Shortfall | None
+"""What comes of an intent; None: the job belongs to a later run, do not call."""
+
+KNOWN = text("SELECT call_id, max_tokens FROM ledger WHERE call_id = ANY(CAST(:ids AS uuid[]))")
+
+INTEND = text(f"""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
-            call_id uuid, nanodollars bigint, input_tokens bigint, cached_input_tokens bigint, output_tokens bigint,
+            call_id uuid, job_id uuid, fence bigint, tenant text, project text, prompt_id text, prompt_version text,
+            tier text, deployment text, account text, model_asked text, price_version text, max_tokens integer,
+            upper_bound_nanodollars bigint, upper_bound_tokens bigint)
+    ), made AS (
+        INSERT INTO ledger (call_id, job_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
+            account, model_asked, price_version, max_tokens, state, upper_bound_nanodollars, upper_bound_tokens,
+            nanodollars)
+        SELECT call_id, job_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
+            account, model_asked, price_version, max_tokens, 'intent', upper_bound_nanodollars, upper_bound_tokens,
+            upper_bound_nanodollars
+        FROM given
+        WHERE EXISTS (
+            SELECT 1 FROM jobs WHERE id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running')
+        ON CONFLICT (call_id) DO NOTHING
+        RETURNING *
+    ), moved AS (
+        SELECT tenant, project, intended_at, 0 AS settled_nanodollars, upper_bound_nanodollars AS held_nanodollars,
+            0 AS settled_tokens, upper_bound_tokens AS held_tokens
+        FROM made
+    ), {spending.MOVE}
+    SELECT call_id FROM made
+""")  # noqa: S608 - no value is interpolated
+
+RELEASE_HOLD = """
+    -(upper_bound_nanodollars * (upper_bound_tokens IS NOT NULL)::integer) AS held_nanodollars,
+    -coalesce(upper_bound_tokens, 0) AS held_tokens
+"""
+TOKENS = "input_tokens + cached_input_tokens + cache_write_tokens + output_tokens + reasoning_tokens"
+
+SETTLE = text(f"""
+    WITH given AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
+            call_id uuid, outcome text, nanodollars bigint, input_tokens bigint, cached_input_tokens bigint,
+            cache_write_tokens bigint, output_tokens bigint, reasoning_tokens bigint,
             reason text, request_digest text, model_served text, finish_reason text, answer text)
-    ), settled AS (
+    ), taken AS (
+        SELECT ledger.* FROM ledger JOIN given USING (call_id) ORDER BY call_id FOR UPDATE OF ledger
+    ), closed AS (
         UPDATE ledger SET settled_at = now(), reason = given.reason, model_served = given.model_served,
-            state = CASE WHEN given.nanodollars IS NULL THEN 'unknown' ELSE 'settled' END,
+            outcome = given.outcome, state = CASE WHEN given.nanodollars IS NULL THEN 'unknown' ELSE 'settled' END,
             nanodollars = coalesce(given.nanodollars, ledger.upper_bound_nanodollars),
             input_tokens = given.input_tokens, cached_input_tokens = given.cached_input_tokens,
-            output_tokens = given.output_tokens
-        FROM given
-        WHERE ledger.call_id = given.call_id
-            AND (ledger.state = 'intent' OR (ledger.state = 'unknown' AND given.nanodollars IS NOT NULL))
-        RETURNING ledger.call_id, ledger.job_id
+            cache_write_tokens = given.cache_write_tokens, output_tokens = given.output_tokens,
+            reasoning_tokens = given.reasoning_tokens
+        FROM given, taken
+        WHERE ledger.call_id = given.call_id AND taken.call_id = given.call_id AND ledger.state = 'intent'
+        RETURNING ledger.*
+    ), corrected AS (
+        INSERT INTO ledger_corrections (call_id, number, source, nanodollars, input_tokens, cached_input_tokens,
+            cache_write_tokens, output_tokens, reasoning_tokens)
+        SELECT call_id, 1, 'late_answer', given.nanodollars - taken.nanodollars, given.input_tokens,
+            given.cached_input_tokens, given.cache_write_tokens, given.output_tokens, given.reasoning_tokens
+        FROM given JOIN taken USING (call_id) WHERE taken.state = 'unknown' AND given.nanodollars IS NOT NULL
+        ON CONFLICT DO NOTHING
+        RETURNING *
+    ), moved AS (
+        SELECT tenant, project, intended_at, nanodollars AS settled_nanodollars,
+            CASE WHEN state = 'unknown' THEN coalesce(upper_bound_tokens, 0) ELSE {TOKENS} END AS settled_tokens,
+            {RELEASE_HOLD}
+        FROM closed
+        UNION ALL
+        SELECT taken.tenant, taken.project, taken.intended_at, corrected.nanodollars,
+            corrected.input_tokens + corrected.cached_input_tokens + corrected.cache_write_tokens
+                + corrected.output_tokens + corrected.reasoning_tokens - coalesce(taken.upper_bound_tokens, 0), 0, 0
+        FROM corrected JOIN taken USING (call_id)
+    ), {spending.MOVE}, kept AS (
+        INSERT INTO answers (job_id, request_digest, call_id, model_served, finish_reason, text)
+        SELECT taken.job_id, given.request_digest, call_id, given.model_served, given.finish_reason, given.answer
+        FROM given JOIN taken USING (call_id) WHERE given.answer IS NOT NULL
+            AND EXISTS (SELECT 1 FROM jobs WHERE id = taken.job_id AND purged_at IS NULL)
+        ON CONFLICT DO NOTHING
+    ), standing AS (
+        SELECT tenant, project, period, unit, after, after - before AS grown
+        FROM spent JOIN deltas USING (tenant, project, period, starts)
+        CROSS JOIN LATERAL (VALUES
+            ('nanodollars', spent.settled_nanodollars, spent.settled_nanodollars - deltas.settled_nanodollars),
+            ('tokens', spent.settled_tokens, spent.settled_tokens - deltas.settled_tokens)
+        ) AS of_unit(unit, after, before)
     )
-    INSERT INTO answers (job_id, request_digest, call_id, model_served, finish_reason, text)
-    SELECT settled.job_id, given.request_digest, given.call_id, given.model_served, given.finish_reason, given.answer
-    FROM given JOIN settled USING (call_id) WHERE given.answer IS NOT NULL
-    ON CONFLICT DO NOTHING
-""")
+    SELECT tenant, project, period, unit, soft_limit, after AS settled
+    FROM standing JOIN budgets USING (tenant, project, period, unit)
+    WHERE after > soft_limit AND after - grown <= soft_limit
+""")  # noqa: S608 - no value is interpolated
 
-ANSWER = text("""
-    SELECT given.position, answers.call_id, answers.model_served, answers.finish_reason, answers.text,
-        ledger.deployment, EXISTS (
-            SELECT 1 FROM ledger AS cut WHERE cut.job_id = given.job_id AND cut.reason = 'output_truncated') AS was_cut
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-        AS given(position integer, job_id uuid, request_digest text)
-    LEFT JOIN answers ON answers.job_id = given.job_id AND answers.request_digest = given.request_digest
-    LEFT JOIN ledger ON ledger.call_id = answers.call_id
-""")
-
-ABANDON = text("""
-    UPDATE ledger SET state = 'unknown', settled_at = now(), reason = 'worker_lost'
-    WHERE state = 'intent' AND intended_at < now() - make_interval(secs => :older_than_s)
-        AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id AND jobs.fence = ledger.fence
-            AND jobs.state = 'running')
-    RETURNING call_id
-""")
+ABANDON = text(f"""
+    WITH taken AS (
+        SELECT call_id FROM ledger
+        WHERE state = 'intent' AND intended_at < now() - make_interval(secs => :older_than_s)
+            AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id AND jobs.fence = ledger.fence
+                AND jobs.state = 'running')
+        ORDER BY call_id FOR UPDATE SKIP LOCKED
+    ), closed AS (
+        UPDATE ledger SET state = 'unknown', outcome = 'unknown', settled_at = now(), reason = 'worker_lost'
+        FROM taken WHERE ledger.call_id = taken.call_id
+        RETURNING ledger.*
+    ), moved AS (
+        SELECT tenant, project, intended_at, nanodollars AS settled_nanodollars,
+            coalesce(upper_bound_tokens, 0) AS settled_tokens, {RELEASE_HOLD}
+        FROM closed
+    ), {spending.MOVE}
+    SELECT call_id FROM closed
+""")  # noqa: S608 - no value is interpolated
 
 TOTALS = text("""
-    SELECT count(*) AS calls, coalesce(sum(nanodollars), 0)::bigint AS nanodollars,
-        coalesce(sum(input_tokens + cached_input_tokens), 0)::bigint AS input_tokens,
-        coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
-        count(*) FILTER (WHERE state <> 'settled') AS open
-    FROM ledger
+    SELECT (SELECT count(*) FROM ledger) AS calls, coalesce(sum(nanodollars), 0)::bigint AS nanodollars,
+        coalesce(sum(input_tokens + cached_input_tokens + cache_write_tokens), 0)::bigint AS input_tokens,
+        coalesce(sum(output_tokens + reasoning_tokens), 0)::bigint AS output_tokens,
+        (SELECT count(*) FROM ledger WHERE state <> 'settled'
+            AND NOT EXISTS (SELECT 1 FROM ledger_corrections WHERE call_id = ledger.call_id)) AS open
+    FROM ledger_amounts
 """)
-
-
-@dataclass(frozen=True)
-class JournaledAnswer:
-    """An answer that was paid for by an earlier call of the same job."""
-
-    call_id: UUID
-    deployment: str
-    model_served: str
-    finish_reason: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Recollection:
-    """What the calls of earlier attempts left: an answer that can be used, and whether one was cut at its bound."""
-
-    answer: JournaledAnswer | None = None
-    was_cut: bool = False
 
 
 @dataclass(frozen=True)
 class LedgerTotals:
-    """The whole ledger in a line; `open` counts rows whose truth is not known."""
+    """The whole ledger in a line; `open` counts calls whose truth is not known."""
 
     calls: int
     nanodollars: NanoDollars
@@ -145,40 +211,73 @@ class LedgerTotals:
     open: int
 
 
-def intend(connection: Connection, intents: Sequence[Intent]) -> list[bool]:
-    """Write down calls before they are made; False where the job belongs to a later run: do not call."""
+def intend(connection: Connection, intents: Sequence[Intent]) -> list[Verdict]:
+    """Write down calls before they are made and hold what they can cost, in one transaction.
+
+    Gives a Hold with the `max_tokens` that is paid for, a Shortfall where a hard budget has too little left, or None
+    where the job belongs to a later run. An intent that is written already is held already.
+    """
     once = {intent.call_id: intent for intent in intents}
-    rows = [asdict(intent) | {"call_id": str(intent.call_id), "job_id": str(intent.job_id)} for intent in once.values()]
-    written = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})}
-    return [intent.call_id in written for intent in intents]
+    ids = {"ids": [str(call_id) for call_id in once]}
+    verdicts: dict[UUID, Verdict] = {row.call_id: Hold(row.max_tokens) for row in connection.execute(KNOWN, ids)}
+    fresh = [intent for call_id, intent in once.items() if call_id not in verdicts]
+    if fresh:
+        verdicts |= zip((intent.call_id for intent in fresh), _hold(connection, fresh), strict=True)
+    return [verdicts[intent.call_id] for intent in intents]
 
 
-def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[None]:
+def _hold(connection: Connection, intents: Sequence[Intent]) -> Iterator[Verdict]:
+    spent = spending.lock(connection, {(intent.tenant, intent.project) for intent in intents})
+    budgets = budgets_of(connection, sorted({intent.tenant for intent in intents}))
+    wants = [
+        Want(intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens)
+        for intent in intents
+    ]
+    verdicts = decide(wants, budgets, spent)
+    rows = [
+        _row(intent, verdict.max_tokens)
+        for intent, verdict in zip(intents, verdicts, strict=True)
+        if isinstance(verdict, Hold)
+    ]
+    made = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})} if rows else set()
+    for intent, verdict in zip(intents, verdicts, strict=True):
+        yield verdict if isinstance(verdict, Shortfall) or intent.call_id in made else None
+
+
+def _row(intent: Intent, max_tokens: int) -> dict[str, object]:
+    return asdict(intent) | {
+        "call_id": str(intent.call_id),
+        "job_id": str(intent.job_id),
+        "max_tokens": max_tokens,
+        "upper_bound_nanodollars": intent.bound.nanodollars(max_tokens),
+        "upper_bound_tokens": intent.bound.tokens(max_tokens),
+    }
+
+
+def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[tuple[SoftLimitPassed, ...]]:
     """State what calls came to and keep their answers, in one transaction; a repeat changes nothing.
 
-    Of several settlements of one call the first that knows the truth counts.
+    Of several settlements of one call the first that knows the truth counts; one that comes when the row was closed as
+    unknown is a correction. Gives, with the first settlement, the soft limits that they passed together.
     """
     doubts_last = sorted(settlements, key=lambda settlement: settlement.nanodollars is None)
     first = {settlement.call_id: settlement for settlement in reversed(doubts_last)}
-    rows = [storable_row(asdict(settlement)) | {"call_id": str(settlement.call_id)} for settlement in first.values()]
-    connection.execute(SETTLE, {"rows": json.dumps(rows)})
-    return [None] * len(settlements)
+    rows = [_settled_row(settlement) for settlement in first.values()]
+    passed = tuple(
+        SoftLimitPassed(row.tenant, row.project, Period(row.period), Unit(row.unit), row.soft_limit, row.settled)
+        for row in connection.execute(SETTLE, {"rows": json.dumps(rows)})
+    )
+    return [passed if number == 0 else () for number in range(len(settlements))]
 
 
-def recall(connection: Connection, wanted: Sequence[tuple[UUID, str]]) -> list[Recollection]:
-    """Look up what earlier calls left, by job and request digest: what was paid for is not asked again."""
-    rows = [{"position": n, "job_id": str(job), "request_digest": digest} for n, (job, digest) in enumerate(wanted)]
-    found = [Recollection()] * len(wanted)
-    for row in connection.execute(ANSWER, {"rows": json.dumps(rows)}):
-        answer = None
-        if row.call_id is not None:
-            answer = JournaledAnswer(row.call_id, row.deployment, row.model_served, row.finish_reason, row.text)
-        found[row.position] = Recollection(answer, row.was_cut)
-    return found
+def _settled_row(settlement: Settlement) -> dict[str, object]:
+    row = vars(settlement) | settlement.usage.model_dump() | {"call_id": str(settlement.call_id)}
+    del row["usage"]
+    return storable_row(row)
 
 
 def abandon(connection: Connection, *, older_than_s: float) -> list[UUID]:
-    """Mark calls `unknown` whose run is over and that nobody settled for `older_than_s` seconds."""
+    """Close as unknown the calls whose run is over and that nobody settled for `older_than_s` seconds."""
     return [row.call_id for row in connection.execute(ABANDON, {"older_than_s": older_than_s})]
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -14,10 +15,25 @@ from penstock.jobs import execution, leases, queries, release, submission
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome
 from penstock.jobs.release import Allowance
 from penstock.jobs.submission import NewJob
+from penstock.money.ledger import Intent
+from penstock.money.prices import PER_TOKENS, UpperBound
 from penstock.schemas import Lane, OnUnavailable, PromptReference
 
 PROMPT = PromptReference(id="summarise_document", version="1.0.0", digest="d" * 64)
-TABLES = ("jobs", "payloads", "attempts", "answers", "results", "ledger", "tenant_shares", "workers")
+TABLES = (
+    "jobs",
+    "payloads",
+    "attempts",
+    "answers",
+    "results",
+    "ledger",
+    "ledger_corrections",
+    "budgets",
+    "spending",
+    "tenant_shares",
+    "workers",
+)
+UPPER_BOUND = 1_000
 BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
 BLOCK_TIMEOUT_S = 20.0
 
@@ -90,6 +106,28 @@ def success(job: ClaimedJob, result: str = "A tale.") -> Ending:
 def death(job: ClaimedJob, reason: Reason = Reason.BAD_REQUEST) -> Ending:
     """Say that the attempt was the job's last."""
     return Ending(job.id, job.fence, Outcome.DEAD, reason=reason, detail="HTTP 400", failed=True)
+
+
+def intent(job: ClaimedJob, **changes: Any) -> Intent:
+    """Intend a call of the job that costs at most UPPER_BOUND nano-dollars: one for each token."""
+    given = Intent(
+        call_id=uuid4(),
+        job_id=job.id,
+        fence=job.fence,
+        tenant=job.tenant,
+        project=job.project,
+        prompt_id="summarise_document",
+        prompt_version="1.0.0",
+        tier="small",
+        deployment="sim-small",
+        account="simulator",
+        model_asked="openai/sim-small",
+        price_version="2026-01-01",
+        bound=UpperBound(prompt_tokens=900, prompt_amount=900 * PER_TOKENS, output_rate=PER_TOKENS),
+        max_tokens=100,
+        least_max_tokens=100,
+    )
+    return replace(given, **changes)
 
 
 def dead_job(engine: Engine, **changes: Any) -> UUID:

@@ -11,6 +11,9 @@ from penstock.jobs import dead_letters, queries, release, submission
 from penstock.jobs.dead_letters import DeadLetter
 from penstock.jobs.release import Allowance
 from penstock.money import ledger
+from penstock.money.holds import Hold
+from penstock.money.ledger import CallOutcome, Settlement
+from penstock.money.recollection import JournaledAnswer, recall
 from penstock.schemas import JobState, Lane
 from tests.jobs import rows
 
@@ -88,20 +91,26 @@ def test_a_replayed_job_runs_again_with_its_history_and_the_next_fence(engine: E
 def test_a_replay_keeps_answers_that_were_paid_for(engine: Engine) -> None:
     job = rows.running_job(engine)
     call_id = uuid4()
-    intent = ledger.Intent(call_id, job.id, 1, "acme", "p", "1.0.0", "small", "sim", "a", "m", "v", 100)
-    answer = ledger.Settlement(
-        call_id, 40, 1, 0, 2, request_digest="q", model_served="m", finish_reason="stop", answer="An answer."
+    intent = rows.intent(job, call_id=call_id)
+    answer = Settlement(
+        call_id,
+        CallOutcome.ANSWERED,
+        40,
+        request_digest="q",
+        model_served="m",
+        finish_reason="stop",
+        answer="An answer.",
     )
     with engine.begin() as connection:
-        assert ledger.intend(connection, [intent]) == [True]
+        assert ledger.intend(connection, [intent]) == [Hold(intent.max_tokens)]
         ledger.settle(connection, [answer])
     rows.finish(engine, rows.death(job))
 
     replay(engine, job.id)
 
     with engine.begin() as connection:
-        (kept,) = ledger.recall(connection, [(job.id, "q")])
-        assert kept.answer == ledger.JournaledAnswer(call_id, "sim", "m", "stop", "An answer.")
+        (kept,) = recall(connection, [(job.id, "q")])
+        assert kept.answer == JournaledAnswer(call_id, "sim-small", "m", "stop", "An answer.")
         assert ledger.totals(connection).nanodollars == 40
 
 

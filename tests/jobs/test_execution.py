@@ -30,7 +30,8 @@ def retry(job: ClaimedJob, delay_s: float = 0.0, *, failed: bool = True) -> Endi
 
 
 def results(engine: Engine) -> list[tuple[object, ...]]:
-    return [tuple(found.values()) for found in rows.everything(engine)["results"]]
+    columns = ("job_id", "text", "model_asked", "model_served", "degraded")
+    return [tuple(found[name] for name in columns) for found in rows.everything(engine)["results"]]
 
 
 def test_a_live_worker_gets_all_that_an_attempt_needs(engine: Engine) -> None:

@@ -17,45 +17,27 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from penstock.errors import Reason
 from penstock.jobs import queries
 from penstock.jobs.execution import ClaimedJob, Ending, Outcome
-from penstock.money import ledger
-from penstock.money.ledger import Intent, JournaledAnswer, LedgerTotals, Settlement
+from penstock.money import ledger, recollection
+from penstock.money.holds import Hold
+from penstock.money.ledger import CallOutcome, Intent, LedgerTotals, Settlement
+from penstock.money.prices import PER_TOKENS, UpperBound
+from penstock.money.recollection import JournaledAnswer
 from penstock.schemas import Usage
 from tests.jobs import rows
-
-UPPER_BOUND = 1_000
-
-
-def intent(job: ClaimedJob, **changes: Any) -> Intent:
-    return replace(
-        Intent(
-            call_id=uuid4(),
-            job_id=job.id,
-            fence=job.fence,
-            tenant=job.tenant,
-            prompt_id="summarise_document",
-            prompt_version="1.0.0",
-            tier="small",
-            deployment="sim-small",
-            account="simulator",
-            model_asked="openai/sim-small",
-            price_version="2026-01-01",
-            upper_bound_nanodollars=UPPER_BOUND,
-        ),
-        **changes,
-    )
+from tests.jobs.rows import UPPER_BOUND, intent
 
 
 def truth(call_id: UUID, nanodollars: int = 400, answer: str | None = "An answer.") -> Settlement:
     return Settlement(
         call_id,
+        CallOutcome.ANSWERED,
         nanodollars,
-        input_tokens=100,
-        cached_input_tokens=20,
-        output_tokens=30,
+        Usage(input_tokens=100, cached_input_tokens=20, output_tokens=30),
         request_digest="q" * 64,
         model_served="sim-small-1",
         finish_reason="stop",
@@ -64,22 +46,22 @@ def truth(call_id: UUID, nanodollars: int = 400, answer: str | None = "An answer
 
 
 def unknown(call_id: UUID) -> Settlement:
-    return Settlement(call_id, None, reason=Reason.TIME_LIMIT)
+    return Settlement(call_id, CallOutcome.UNKNOWN, None, reason=Reason.TIME_LIMIT)
 
 
 def intend(engine: Engine, *intents: Intent) -> list[bool]:
     with engine.begin() as connection:
-        return ledger.intend(connection, intents)
+        return [isinstance(verdict, Hold) for verdict in ledger.intend(connection, intents)]
 
 
 def settle(engine: Engine, *settlements: Settlement) -> None:
     with engine.begin() as connection:
-        assert ledger.settle(connection, settlements) == [None] * len(settlements)
+        assert ledger.settle(connection, settlements) == [()] * len(settlements)
 
 
 def recall(engine: Engine, *wanted: tuple[UUID, str]) -> list[JournaledAnswer | None]:
     with engine.begin() as connection:
-        return [found.answer for found in ledger.recall(connection, wanted)]
+        return [found.answer for found in recollection.recall(connection, wanted)]
 
 
 def abandon(engine: Engine, older_than_s: float = 60.0) -> list[UUID]:
@@ -112,8 +94,10 @@ def test_an_intent_costs_its_upper_bound(engine: Engine) -> None:
     call = intent(job)
     assert intend(engine, call) == [True]
     (entry,) = entries(engine)
-    assert entry.items() >= vars(call).items()
+    written = {name: value for name, value in vars(call).items() if name not in {"bound", "least_max_tokens"}}
+    assert entry.items() >= written.items()
     assert (entry["state"], entry["nanodollars"], entry["settled_at"]) == ("intent", UPPER_BOUND, None)
+    assert (entry["upper_bound_nanodollars"], entry["upper_bound_tokens"]) == (UPPER_BOUND, 1000)
     assert totals(engine) == LedgerTotals(1, UPPER_BOUND, 0, 0, open=1)
 
 
@@ -201,7 +185,7 @@ def test_a_settlement_states_the_truth_and_keeps_the_answer(engine: Engine) -> N
 
 def test_a_refusal_is_settled_at_nothing_and_leaves_no_answer(engine: Engine) -> None:
     _, call_id = open_call(engine)
-    settle(engine, Settlement(call_id, 0, reason=Reason.THROTTLED))
+    settle(engine, Settlement(call_id, CallOutcome.REFUSED, 0, reason=Reason.THROTTLED))
     (entry,) = entries(engine)
     assert (entry["state"], entry["nanodollars"], entry["reason"]) == ("settled", 0, "throttled")
     assert rows.everything(engine)["answers"] == []
@@ -235,10 +219,25 @@ def test_an_unknown_outcome_keeps_the_upper_bound_and_may_be_settled_later(engin
     settle(engine, truth(call_id))
 
     (entry,) = entries(engine)
-    assert (entry["state"], entry["nanodollars"], entry["reason"]) == ("settled", 400, None)
+    assert (entry["state"], entry["nanodollars"], entry["reason"]) == ("unknown", UPPER_BOUND, "time_limit")
+    (correction,) = rows.everything(engine)["ledger_corrections"]
+    assert (correction["source"], correction["nanodollars"]) == ("late_answer", 400 - UPPER_BOUND)
+    assert totals(engine) == LedgerTotals(1, 400, 120, 30, open=0)
     assert recall(engine, (job.id, "q" * 64)) == [
         JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "An answer.")
     ]
+    before = rows.everything(engine)
+    settle(engine, truth(call_id, 7))
+    assert rows.everything(engine) == before
+
+
+@pytest.mark.parametrize("change", ["UPDATE ledger SET nanodollars = 0", "DELETE FROM ledger"])
+def test_a_closed_row_is_never_changed(engine: Engine, change: str) -> None:
+    _, call_id = open_call(engine)
+    settle(engine, truth(call_id))
+    with pytest.raises(DBAPIError, match="a closed row of ledger is never changed"):
+        rows.execute(engine, change)
+    assert totals(engine).nanodollars == 400
 
 
 @pytest.mark.parametrize("truth_comes_first", [True, False])
@@ -321,12 +320,12 @@ def test_answers_are_recalled_in_order_and_only_to_their_own_job_and_question(en
 
 def test_only_old_open_calls_of_runs_that_are_over_are_abandoned(engine: Engine) -> None:
     (over, _), (runs, _), (young, _), (settled, settled_call) = (open_call(engine) for _ in range(4))
-    settle(engine, truth(settled_call))
     rows.execute(
         engine,
         "UPDATE ledger SET intended_at = now() - interval '61 seconds' WHERE NOT job_id = :young",
         young=young.id,
     )
+    settle(engine, truth(settled_call))
     for job in (over, young, settled):
         stop(engine, job)
     over_call = next(entry for entry in entries(engine) if entry["job_id"] == over.id)
@@ -386,7 +385,10 @@ class Spending(RuleBasedStateMachine):
     def call(self, numbers: list[int], costs: list[int]) -> None:
         """Make calls by any runs, even those that are over; the provider bills what was allowed."""
         runs = [self.runs[-1 - number % len(self.runs)] for number in numbers]
-        wanted = [intent(run, upper_bound_nanodollars=cost + run.fence) for run, cost in zip(runs, costs, strict=False)]
+        wanted = [
+            intent(run, bound=UpperBound(1, cost * PER_TOKENS, PER_TOKENS), max_tokens=run.fence, least_max_tokens=1)
+            for run, cost in zip(runs, costs, strict=False)
+        ]
         latest = {run.id: run.fence for run in self.runs}
         allowed = intend(self.engine, *wanted)
         assert allowed == [run.fence == latest[run.id] for run in runs]

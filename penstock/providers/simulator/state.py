@@ -49,7 +49,9 @@ class State:
                 client_request_id=client_request_id,
                 account=account,
                 model=model,
-                **usage.model_dump(),
+                input_tokens=usage.input_tokens,
+                cached_input_tokens=usage.cached_input_tokens,
+                output_tokens=usage.output_tokens,
                 nanodollars=price(usage, self.config.models[model].prices),
                 at=self.clock.now(),
             )

@@ -20,12 +20,13 @@ def downgrade() -> None:
         op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
         op.execute(f"REVOKE SELECT ON {table} FROM penstock_tenant")
     op.execute("DROP TRIGGER ledger_is_append_only ON ledger")
+    op.execute("DROP VIEW ledger_amounts")
     op.execute("DROP TABLE ledger_corrections, budgets, spending")
     op.execute("DROP FUNCTION refuse_change")
-    op.execute("DROP INDEX jobs_unpurged")
+    op.execute("DROP INDEX jobs_unpurged, jobs_crashed")
     op.execute("ALTER TABLE jobs DROP COLUMN project, DROP COLUMN purged_at")
     op.execute("ALTER TABLE results DROP COLUMN over_soft_limit, DROP COLUMN fetched_at")
     op.execute(
         "ALTER TABLE ledger DROP COLUMN project, DROP COLUMN cache_write_tokens, DROP COLUMN reasoning_tokens,"
-        " DROP COLUMN upper_bound_tokens, DROP COLUMN outcome"
+        " DROP COLUMN max_tokens, DROP COLUMN upper_bound_tokens, DROP COLUMN outcome"
     )

@@ -8,6 +8,8 @@ COMMENT ON COLUMN jobs.purged_at IS 'since when none of its text is kept';
 CREATE INDEX jobs_unpurged ON jobs (tenant, ended_at)
     WHERE state IN ('succeeded', 'dead', 'cancelled') AND purged_at IS NULL;
 
+CREATE INDEX jobs_crashed ON jobs (tier, crashes) WHERE crashes > 1 AND state IN ('retrying', 'released', 'running');
+
 ALTER TABLE results
     ADD COLUMN over_soft_limit boolean NOT NULL DEFAULT false,
     ADD COLUMN fetched_at timestamptz;
@@ -19,6 +21,7 @@ ALTER TABLE ledger
     ADD COLUMN project text NOT NULL DEFAULT '',
     ADD COLUMN cache_write_tokens bigint NOT NULL DEFAULT 0,
     ADD COLUMN reasoning_tokens bigint NOT NULL DEFAULT 0,
+    ADD COLUMN max_tokens integer,
     ADD COLUMN upper_bound_tokens bigint CHECK (upper_bound_tokens >= 0),
     ADD COLUMN outcome text CHECK (outcome IN ('not_sent', 'refused', 'answered', 'unknown'));
 
@@ -39,6 +42,14 @@ CREATE TABLE ledger_corrections (
     corrected_at        timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (call_id, number)
 );
+
+-- What calls came to, as rows to be summed: a call's own, and its corrections.
+CREATE VIEW ledger_amounts WITH (security_invoker = true) AS
+    SELECT call_id, nanodollars, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens
+    FROM ledger
+    UNION ALL
+    SELECT call_id, nanodollars, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens
+    FROM ledger_corrections;
 
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -78,13 +89,20 @@ CREATE TABLE spending (
 COMMENT ON COLUMN spending.held_nanodollars IS 'upper bounds of calls whose outcome is open';
 COMMENT ON COLUMN spending.settled_nanodollars IS 'what closed calls cost; an unknown outcome at its upper bound';
 
+INSERT INTO spending (tenant, project, period, starts, settled_nanodollars, settled_tokens)
+SELECT tenant, '', period, date_trunc(period, intended_at AT TIME ZONE 'UTC')::date,
+    sum(nanodollars), sum(input_tokens + cached_input_tokens + output_tokens)
+FROM ledger CROSS JOIN (VALUES ('day'), ('month')) AS periods(period) WHERE state <> 'intent'
+GROUP BY 1, 3, 4;
+
 -- A tenant's own reads are made by this role, with the tenant's name in the setting penstock.tenant.
 DO $$ BEGIN
     CREATE ROLE penstock_tenant NOLOGIN;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$;
 GRANT penstock_tenant TO CURRENT_USER;
-GRANT SELECT ON jobs, results, attempts, ledger, ledger_corrections, budgets, spending TO penstock_tenant;
+GRANT SELECT ON jobs, results, attempts, ledger, ledger_corrections, ledger_amounts, budgets, spending
+    TO penstock_tenant;
 
 ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE results ENABLE ROW LEVEL SECURITY;

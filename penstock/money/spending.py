@@ -1,0 +1,70 @@
+"""What was spent in each day and month, kept up with the ledger in its own transactions. It must not know a limit.
+
+One row a tenant (or project), period and first day. Rows are always taken in the order of their key: two cannot
+deadlock, whatever else they wait for.
+"""
+
+import json
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, text
+
+from penstock.money.budgets import Period, Unit
+from penstock.money.holds import Account, Spent, accounts_of
+
+MOVE = """
+    deltas AS (
+        SELECT tenant, whose.project, period,
+            date_trunc(period, intended_at AT TIME ZONE 'UTC')::date AS starts,
+            sum(settled_nanodollars)::bigint AS settled_nanodollars, sum(held_nanodollars)::bigint AS held_nanodollars,
+            sum(settled_tokens)::bigint AS settled_tokens, sum(held_tokens)::bigint AS held_tokens
+        FROM moved
+        CROSS JOIN LATERAL (SELECT '' AS project UNION SELECT moved.project) AS whose
+        CROSS JOIN (VALUES ('day'), ('month')) AS periods(period)
+        GROUP BY 1, 2, 3, 4
+    ), spent AS (
+        INSERT INTO spending AS booked (tenant, project, period, starts,
+            settled_nanodollars, held_nanodollars, settled_tokens, held_tokens)
+        SELECT * FROM deltas ORDER BY tenant, project, period, starts
+        ON CONFLICT (tenant, project, period, starts) DO UPDATE SET
+            settled_nanodollars = booked.settled_nanodollars + excluded.settled_nanodollars,
+            held_nanodollars = booked.held_nanodollars + excluded.held_nanodollars,
+            settled_tokens = booked.settled_tokens + excluded.settled_tokens,
+            held_tokens = booked.held_tokens + excluded.held_tokens
+        RETURNING *
+    )
+"""
+"""The end of a WITH clause that books `moved`: (tenant, project, intended_at, and by how much each column grows)."""
+
+KEYS = """
+    SELECT tenant, project, period, date_trunc(period, now() AT TIME ZONE 'UTC')::date AS starts
+    FROM jsonb_to_recordset(CAST(:accounts AS jsonb)) AS row(tenant text, project text, period text)
+"""
+
+OPEN = text(f"""
+    INSERT INTO spending (tenant, project, period, starts) SELECT * FROM ({KEYS}) AS keys
+    ORDER BY tenant, project, period, starts ON CONFLICT DO NOTHING
+""")  # noqa: S608 - no value is interpolated
+
+LOCK = text(f"""
+    SELECT spending.* FROM spending JOIN ({KEYS}) AS keys USING (tenant, project, period, starts)
+    ORDER BY tenant, project, period, starts FOR UPDATE OF spending
+""")  # noqa: S608 - no value is interpolated
+
+
+def lock(connection: Connection, owners: Iterable[tuple[str, str]]) -> dict[Account, Spent]:
+    """Take the current rows of tenants and their projects until the transaction ends, and give what they say."""
+    accounts = {account for tenant, project in owners for account in accounts_of(tenant, project)}
+    keys = [dict(zip(("tenant", "project", "period"), account, strict=True)) for account in accounts]
+    given = {"accounts": json.dumps(keys)}
+    rows = connection.execute(LOCK, given).all()
+    if len(rows) < len(accounts):
+        connection.execute(OPEN, given)
+        rows = connection.execute(LOCK, given).all()
+    return {
+        (row.tenant, row.project, Period(row.period)): Spent(
+            settled={Unit.NANODOLLARS: row.settled_nanodollars, Unit.TOKENS: row.settled_tokens},
+            held={Unit.NANODOLLARS: row.held_nanodollars, Unit.TOKENS: row.held_tokens},
+        )
+        for row in rows
+    }
