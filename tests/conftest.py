@@ -19,7 +19,9 @@ from tests.rooms import Rooms
 from workers.embedded import EmbeddedServices
 
 ROOT = Path(__file__).parent.parent
-TABLES = "jobs, payloads, attempts, answers, results, ledger, ledger_corrections, budgets, spending, tenant_shares, workers"
+TABLES = (
+    "jobs, payloads, attempts, answers, results, ledger, ledger_corrections, budgets, spending, tenant_shares, workers"
+)
 
 os.environ["PENSTOCK_FORBID_REMOTE_CALLS"] = "1"
 

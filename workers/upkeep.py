@@ -1,4 +1,4 @@
-"""Mends what crashes leave behind, and tells of deaths; any number may run at once. It must not know a pool.
+"""Mends what crashes leave behind, forgets, and tells of deaths; any number may run at once. It must not know a pool.
 
 It runs beside the intake in the upkeep worker; `sweep` is one pass.
 """
@@ -14,11 +14,13 @@ from sqlalchemy.exc import DBAPIError
 
 from penstock import telemetry
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
-from penstock.jobs import dead_letters, recovery
+from penstock.failpoints import Failpoint, reach
+from penstock.jobs import dead_letters, recovery, retention
 from penstock.money import ledger
 from penstock.reception import Reception
 from penstock.settings import Settings
 from penstock.store.db import sync_engine
+from penstock.tenants import Tenants
 
 SWEEP_S = 1.0
 OPEN_CALL_S = 60.0
@@ -26,21 +28,25 @@ OPEN_CALL_S = 60.0
 
 @dataclass(frozen=True)
 class Swept:
-    """What one pass mended."""
+    """What one pass mended; `purged` counts the jobs that lost text."""
 
     recovered: int
     expired: int
     unknown: int
     announced: int
+    purged: int = 0
 
 
-def sweep(engine: Engine, doorbell: Doorbell, *, recover: bool = True) -> Swept:
+def sweep(engine: Engine, doorbell: Doorbell, *, recover: bool = True, tenants: Tenants | None = None) -> Swept:
     """Recover jobs of dead workers, bury what is overdue, close calls that nobody will settle, announce the dead.
 
-    Without `recover` the first is left out: nobody could renew a lease lately.
+    Without `recover` the first is left out: nobody could renew a lease lately. With `tenants`, the text of jobs that
+    ended longer ago than their tenant's period is purged.
     """
     with engine.begin() as connection:
         recovered = recovery.recover_expired(connection) if recover else []
+    if recovered:
+        reach(Failpoint.UPKEEP_RECOVERED)
     with engine.begin() as connection:
         expired = recovery.bury_overdue(connection)
         recovery.forget_workers(connection)
@@ -51,13 +57,21 @@ def sweep(engine: Engine, doorbell: Doorbell, *, recover: bool = True) -> Swept:
         unknown = ledger.abandon(connection, older_than_s=OPEN_CALL_S)
     if unknown:
         telemetry.emit("upkeep.calls_unknown", calls=len(unknown))
+    purged = _purge(engine, tenants) if tenants is not None and tenants.forgets else 0
     with engine.begin() as connection:
         letters = dead_letters.take_unannounced(connection)
         doorbell.announce(letters)
-    return Swept(len(recovered), len(expired), len(unknown), len(letters))
+        if letters:
+            reach(Failpoint.UPKEEP_ANNOUNCED)
+    return Swept(len(recovered), len(expired), len(unknown), len(letters), purged)
 
 
-def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: float) -> None:
+def _purge(engine: Engine, tenants: Tenants) -> int:
+    with engine.begin() as connection:
+        return retention.purge_expired(connection, tenants.retention_days, tenants.default.retention_days)
+
+
+def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: float, tenants: Tenants) -> None:
     """Sweep until `stop` is set; a service that is away is waited for.
 
     When Postgres comes back, and when this process has just begun and cannot know, workers get the time of a lease to
@@ -66,7 +80,7 @@ def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: floa
     recovers_at = time.monotonic() + lease_s
     while not stop.wait(SWEEP_S):
         try:
-            sweep(engine, doorbell, recover=time.monotonic() >= recovers_at)
+            sweep(engine, doorbell, recover=time.monotonic() >= recovers_at, tenants=tenants)
         except (DBAPIError, *BROKER_ERRORS) as error:
             if isinstance(error, DBAPIError):
                 recovers_at = time.monotonic() + lease_s
@@ -87,8 +101,11 @@ def attach(app: Any, settings: Settings) -> None:
             self.stopping = Event()
             self.engine = sync_engine(settings.require_database_url())
             doorbell = Doorbell(settings.require_broker_url())
+            tenants = Tenants.load(settings.config)
             self.thread = Thread(
-                target=keep_sweeping, args=(self.engine, doorbell, self.stopping, settings.lease_s), name="upkeep"
+                target=keep_sweeping,
+                args=(self.engine, doorbell, self.stopping, settings.lease_s, tenants),
+                name="upkeep",
             )
             self.thread.start()
 

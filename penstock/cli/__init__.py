@@ -5,10 +5,14 @@ from typing import NoReturn
 
 import click
 
+from penstock.cli.budgets import budgets
 from penstock.cli.dead_letters import dead
 from penstock.cli.deployment import DEPLOYMENT
 from penstock.cli.jobs import jobs
+from penstock.cli.reconcile import reconcile
+from penstock.cli.retention import purge
 from penstock.cli.submission import submit
+from penstock.cli.usage import usage
 from penstock.errors import JobError, PenstockError
 
 FAILED = 1
@@ -69,8 +73,9 @@ def commands() -> None:
     penstock submit report.pdf --tenant acme --wait      have a document summarised
     penstock jobs list --tenant acme                     what became of it
     penstock dead list                                   what did not work
+    penstock usage --tenant acme                         what it has spent, and what is left of its budgets
     """  # noqa: D301 - click reads the backspace
 
 
-for command in (submit, jobs, dead, *DEPLOYMENT):
+for command in (submit, jobs, dead, usage, budgets, reconcile, purge, *DEPLOYMENT):
     commands.add_command(command)

@@ -58,7 +58,9 @@ def replay_dead(client: Any, *, job_ids: tuple[UUID, ...], everything: bool, **c
     penstock dead replay --tenant acme --reason server_error --since 2h
     """  # noqa: D301 - click reads the backspace
     ids = chosen_ids(client, job_ids, everything=everything, chosen=chosen)
-    report(client.replay(ids), ids, "queued anew", "is not dead, or was refused at the door and has no content")
+    report(
+        client.replay(ids), ids, "queued anew", "is not dead, or was refused at the door or purged, and has no content"
+    )
 
 
 @dead.command("discard")

@@ -17,6 +17,7 @@ FAILED = 1
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tenant", required=True)
+@click.option("--project", default="", help="Whose budget pays, beside the tenant's.")
 @click.option("--prompt", default="summarise_document", show_default=True)
 @click.option("--prompt-version", help="The newest if not given.")
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the prompt.")

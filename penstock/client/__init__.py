@@ -18,7 +18,9 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection
 
+from penstock.client.accounts import Accounts
 from penstock.client.doorbell import Doorbell
+from penstock.client.tenant_view import check_name, found, job_key
 from penstock.clock import SystemClock
 from penstock.errors import (
     InvalidRequestError,
@@ -28,16 +30,19 @@ from penstock.errors import (
     Reason,
     WaitTimeoutError,
 )
+from penstock.failpoints import Failpoint, reach
 from penstock.intake import Intake
-from penstock.jobs import dead_letters, queries, reruns
+from penstock.jobs import dead_letters, queries, reruns, retention
 from penstock.jobs.queries import Attempt, Filter
 from penstock.jobs.release import Release
+from penstock.jobs.retention import PurgeProof
 from penstock.jobs.submission import Accepted, NewJob, submit
 from penstock.money import ledger
 from penstock.money.ledger import LedgerTotals
 from penstock.schemas import Job, JobState, Lane, OnUnavailable
 from penstock.settings import Settings, default_settings
 from penstock.store.db import sync_engine
+from penstock.tenants import Tenants
 
 if TYPE_CHECKING:
     from penstock.waiting import Explanation
@@ -48,15 +53,17 @@ FIRST_POLL_S = 0.02
 SLOWEST_POLL_S = 0.5
 ROWS_A_STATEMENT = 500
 CHARACTERS_A_STATEMENT = 16_000_000
+PURGED_A_STATEMENT = 500
 
 
-class Client:
+class Client(Accounts):
     """Submits jobs and gives their results. Safe to share between threads."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         """Connect as the environment says; raise ConfigurationError for a setting or file that is wrong."""
         self._settings = settings or default_settings()
         self._intake = Intake.load(self._settings, SystemClock())
+        self._tenants = Tenants.load(self._settings.config)
         self._engine = sync_engine(self._settings.require_database_url())
         self._doorbell = Doorbell(self._settings.require_broker_url())
 
@@ -79,6 +86,7 @@ class Client:
         self,
         *,
         tenant: str,
+        project: str = "",
         prompt: str = "summarise_document",
         document: str | bytes | Path | None = None,
         media_type: str | None = None,
@@ -100,6 +108,7 @@ class Client:
         """
         fields = {
             "tenant": tenant,
+            "project": project,
             "prompt": prompt,
             "document": document,
             "media_type": media_type,
@@ -130,17 +139,21 @@ class Client:
                 return [accepted.id for accepted in self._insert(connection, jobs, window=0)]
         with self._engine.begin() as own:
             accepted = self._insert(own, jobs, window=self._settings.interactive_window)
+        reach(Failpoint.PRODUCER_COMMITTED)
         self._ring(jobs, accepted)
         return [job.id for job in accepted]
 
     def get(self, job_id: UUID | str) -> Job:
-        """Look a job up; raise JobNotFoundError."""
-        key = _key(job_id)
+        """Look a job up; raise JobNotFoundError.
+
+        Where nothing of a tenant is kept, its result can be read once: it is gone some seconds later.
+        """
         with self._engine.connect() as connection:
-            jobs = queries.get(connection, [key])
-        if key not in jobs:
-            raise JobNotFoundError(f"there is no job {job_id}")
-        return jobs[key]
+            job = found(connection, job_id)
+        if self._tenants.entry(job.tenant).retention_days == 0 and job.result is not None and job.ended_at is not None:
+            with self._engine.begin() as connection:
+                retention.note_fetch(connection, job.id, job.ended_at)
+        return job
 
     def wait(self, job_id: UUID | str, timeout_s: float | None = None) -> Job:
         """Wait for a job to succeed and give it.
@@ -148,7 +161,7 @@ class Client:
         Raises JobDeadError with its reason, JobCancelledError, JobNotFoundError, or WaitTimeoutError after
         `timeout_s` seconds, which leaves the job as it is.
         """
-        key = _key(job_id)
+        key = job_key(job_id)
         self.wait_all([key], timeout_s=timeout_s)
         return succeeded(self.get(key))
 
@@ -183,7 +196,7 @@ class Client:
     def cancel(self, *job_ids: UUID | str) -> list[UUID]:
         """Cancel jobs that have not ended and give the ids of those; a call in flight is stopped."""
         with self._engine.begin() as connection:
-            cancelled = queries.cancel(connection, [_key(job_id) for job_id in job_ids])
+            cancelled = queries.cancel(connection, [job_key(job_id) for job_id in job_ids])
         self._doorbell.revoke(cancelled)
         return cancelled
 
@@ -195,7 +208,7 @@ class Client:
     def history(self, job_id: UUID | str) -> list[Attempt]:
         """Give every attempt of a job, the oldest first."""
         with self._engine.connect() as connection:
-            return queries.attempts(connection, _key(job_id))
+            return queries.attempts(connection, job_key(job_id))
 
     def why(self, job_id: UUID | str) -> "Explanation":
         """Say why a job is not running: what it waits for, and until when where that is known.
@@ -206,33 +219,61 @@ class Client:
         from penstock.jobs.waiting import standing
         from penstock.routing import Catalogue
         from penstock.store.redis import sync_redis
-        from penstock.tenants import Tenants
         from penstock.waiting import Gates, explain
 
         with self._engine.connect() as connection:
-            job = standing(connection, _key(job_id))
+            job = standing(connection, job_key(job_id))
         if job is None:
             raise JobNotFoundError(f"there is no job {job_id}")
         folder = self._settings.config
         with sync_redis(self._settings.require_redis_url()) as redis:
-            return explain(
-                job, Gates(SyncScripts(redis), Catalogue.load(folder, with_keys=False), Tenants.load(folder))
-            )
+            return explain(job, Gates(SyncScripts(redis), Catalogue.load(folder, with_keys=False), self._tenants))
 
     def rerun(self, job_ids: Iterable[UUID]) -> list[UUID]:
         """Queue jobs with a degraded result anew, to wait for a model, and give the ids of those that had one."""
+        keys = list(job_ids)
         with self._engine.begin() as connection:
-            return reruns.rerun(connection, list(job_ids))
+            retention.hold(connection, keys)
+            return reruns.rerun(connection, keys)
 
     def replay(self, job_ids: Iterable[UUID]) -> list[UUID]:
         """Queue dead jobs anew and give the ids of those that were dead and can run."""
+        keys = list(job_ids)
         with self._engine.begin() as connection:
-            return dead_letters.replay(connection, list(job_ids))
+            retention.hold(connection, keys)
+            return dead_letters.replay(connection, keys)
 
     def discard(self, job_ids: Iterable[UUID]) -> list[UUID]:
         """Take dead jobs out of the dead letters and give the ids of those that were dead."""
         with self._engine.begin() as connection:
             return dead_letters.discard(connection, list(job_ids))
+
+    def purge(
+        self,
+        tenant: str,
+        before: datetime | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PurgeProof:
+        """Delete the text of a tenant's jobs that ended before then, or until now; then count again what is left.
+
+        `progress` is called with how many jobs are done, and of how many, after each batch. Raises InvalidRequestError
+        for a tenant without jobs, and for a time without its UTC offset.
+        """
+        if before is not None and before.tzinfo is None:
+            raise InvalidRequestError("before", f"{before.isoformat()} has no UTC offset", "give an aware datetime")
+        with self._engine.begin() as connection:
+            there = retention.survey(connection, check_name("tenant", tenant), before)
+        if not there.has_jobs:
+            raise InvalidRequestError("tenant", f"{tenant!r} has no jobs", "correct the name; nothing was deleted")
+        batches: list[retention.Purged] = []
+        while not batches or batches[-1].jobs:
+            with self._engine.begin() as connection:
+                batches.append(retention.purge(connection, tenant, there.until, most=PURGED_A_STATEMENT))
+            if progress is not None:
+                progress(sum(batch.jobs for batch in batches), there.unpurged_jobs)
+        with self._engine.begin() as connection:
+            return retention.prove(there, batches, retention.survey(connection, tenant, there.until))
 
     def ledger_totals(self) -> LedgerTotals:
         """Sum the ledger over all tenants."""
@@ -271,13 +312,6 @@ def _one_statement(jobs: Sequence[NewJob]) -> Sequence[NewJob]:
         if number and characters > CHARACTERS_A_STATEMENT:
             return jobs[:number]
     return jobs[:ROWS_A_STATEMENT]
-
-
-def _key(job_id: UUID | str) -> UUID:
-    try:
-        return UUID(str(job_id))
-    except ValueError:
-        raise JobNotFoundError(f"there is no job {str(job_id)!r}: that is not the id of one") from None
 
 
 def succeeded(job: Job) -> Job:

@@ -1,7 +1,7 @@
 """How much of its budgets a call may hold, decided before it is made. It must not know how anything is stored.
 
 Pure: `spent` says what is settled and held, `Want` what a call could cost, and the answer is a hold or a shortfall. A
-hold is the upper bound of what the call can cost, so that what is settled and held together is never above a hard limit.
+hold is the upper bound of what the call can cost, so that what is settled and held together keeps to a hard limit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

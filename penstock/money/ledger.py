@@ -52,6 +52,9 @@ class Intent:
     least_max_tokens: int
 
 
+NOTHING = Usage()
+
+
 @dataclass(frozen=True)
 class Settlement:
     """What came of a call. Without `nanodollars` nobody knows, and the upper bound stays."""
@@ -59,7 +62,7 @@ class Settlement:
     call_id: UUID
     outcome: CallOutcome
     nanodollars: NanoDollars | None
-    usage: Usage = Usage()
+    usage: Usage = NOTHING
     reason: Reason | None = None
     request_digest: str | None = None
     model_served: str | None = None

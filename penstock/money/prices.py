@@ -4,8 +4,11 @@ A price is given in dollars per million tokens, which is the same number in nano
 1,000: it is kept as nano-dollars per million tokens, so that every price of up to nine decimals is a whole number.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -18,57 +21,168 @@ from penstock.settings import read_toml
 NANO = 10**9
 PER_TOKENS = 10**6
 MESSAGE_OVERHEAD_TOKENS = 16
-
+UNLIMITED_TOKENS = 2**53
+"""More than any answer has: what a given sum buys where tokens cost nothing."""
 
 RULE = "a price is a string of dollars per million tokens, below a billion, with at most nine decimals"
+DISCOUNT_RULE = "a batch discount is a string from '0' to below '1', with at most nine decimals: '0.5' takes half off"
 
 
-def _text(dollars: object) -> object:
-    if not isinstance(dollars, str | Decimal):
-        raise ValueError(RULE)  # noqa: TRY004 - pydantic takes a ValueError
-    return dollars
+def _text(rule: str, value: object) -> object:
+    if not isinstance(value, str | Decimal):
+        raise ValueError(rule)  # noqa: TRY004 - pydantic takes a ValueError
+    return value
 
 
-def _nanodollars_per_million(dollars: Decimal) -> Decimal:
-    if not 0 <= dollars < NANO or (dollars * NANO) % 1 != 0:
-        raise ValueError(RULE)
-    return dollars
+def _exact(rule: str, limit: int, value: Decimal) -> Decimal:
+    if not 0 <= value < limit or (value * NANO) % 1 != 0:
+        raise ValueError(rule)
+    return value
 
 
-DollarsPerMillion = Annotated[Decimal, BeforeValidator(_text), AfterValidator(_nanodollars_per_million)]
+DollarsPerMillion = Annotated[
+    Decimal, BeforeValidator(partial(_text, RULE)), AfterValidator(partial(_exact, RULE, NANO))
+]
+Discount = Annotated[
+    Decimal, BeforeValidator(partial(_text, DISCOUNT_RULE)), AfterValidator(partial(_exact, DISCOUNT_RULE, 1))
+]
 
 
-class Price(Frozen):
-    """What one deployment charges from a day on, in dollars per million tokens of each class."""
+class TokenPrices(Frozen):
+    """What a million tokens of each class cost, in dollars."""
 
-    starts: date = Field(description="the first day (UTC) on which it holds")
     input: DollarsPerMillion
     cached_input: DollarsPerMillion
     output: DollarsPerMillion
+    cache_write: DollarsPerMillion | None = Field(default=None, description="None: the price of input")
+    reasoning: DollarsPerMillion | None = Field(default=None, description="None: the price of output")
+
+    def amount(self, usage: Usage) -> int:
+        """Price the usage in nano-dollars times a million, exactly."""
+        return (
+            usage.input_tokens * _rate(self.input)
+            + usage.cached_input_tokens * _rate(self.cached_input)
+            + usage.cache_write_tokens * self._cache_write_rate
+            + usage.output_tokens * _rate(self.output)
+            + usage.reasoning_tokens * self._reasoning_rate
+        )
+
+    @property
+    def dearest_prompt_rate(self) -> int:
+        """Give the most that a million prompt tokens cost, in nano-dollars, whatever their class."""
+        return max(_rate(self.input), _rate(self.cached_input), self._cache_write_rate)
+
+    @property
+    def dearest_output_rate(self) -> int:
+        """Give the most that a million tokens of an answer cost, in nano-dollars, whatever their class."""
+        return max(_rate(self.output), self._reasoning_rate)
+
+    @property
+    def _cache_write_rate(self) -> int:
+        return _rate(self.input if self.cache_write is None else self.cache_write)
+
+    @property
+    def _reasoning_rate(self) -> int:
+        return _rate(self.output if self.reasoning is None else self.reasoning)
+
+
+class ContextTier(TokenPrices):
+    """The prices of a call with a longer prompt: of all its tokens, not only of those beyond the limit."""
+
+    above: int = Field(gt=0, strict=True, description="it holds for prompts of more tokens than this, of all classes")
+
+
+def _ascending(tiers: tuple[ContextTier, ...]) -> tuple[ContextTier, ...]:
+    limits = [tier.above for tier in tiers]
+    if any(later <= earlier for earlier, later in pairwise(limits)):
+        raise ValueError(f"context tiers stand in the order of 'above', each only once, and here it is {limits}")
+    return tiers
+
+
+@dataclass(frozen=True, slots=True)
+class UpperBound:
+    """The most that one call can take, by its `max_tokens`. Plain numbers, so that it can be stored and sent.
+
+    `prompt_tokens` are tokens of all classes, `prompt_amount` is what they cost in nano-dollars times a million, and
+    `output_rate` is in nano-dollars per million tokens.
+    """
+
+    prompt_tokens: int
+    prompt_amount: int
+    output_rate: int
+
+    def nanodollars(self, max_tokens: int) -> NanoDollars:
+        """Price the most that a call can cost, rounded up once."""
+        return _round_up(self.prompt_amount + max_tokens * self.output_rate, PER_TOKENS)
+
+    def tokens(self, max_tokens: int) -> int:
+        """Count the most tokens that a call can take, of all classes."""
+        return self.prompt_tokens + max_tokens
+
+    def max_tokens_within(self, nanodollars: NanoDollars) -> int:
+        """Give the largest `max_tokens` that costs no more; 0 or less where even one token of an answer is too dear."""
+        left = nanodollars * PER_TOKENS - self.prompt_amount
+        if self.output_rate == 0:
+            return UNLIMITED_TOKENS if left >= 0 else 0
+        return left // self.output_rate
+
+
+class Price(TokenPrices):
+    """What one deployment charges from a day on."""
+
+    starts: date = Field(description="the first day (UTC) on which it holds")
+    batch_discount: Discount | None = Field(
+        default=None, description="the share that the provider's batch API takes off; None: it has no batch price"
+    )
+    context_tiers: Annotated[tuple[ContextTier, ...], AfterValidator(_ascending)] = ()
 
     @property
     def version(self) -> str:
         """Name the price in a ledger row."""
         return self.starts.isoformat()
 
-    def cost(self, usage: Usage) -> NanoDollars:
-        """Price the usage in nano-dollars, rounded once, upwards."""
-        amount = (
-            usage.input_tokens * _rate(self.input)
-            + usage.cached_input_tokens * _rate(self.cached_input)
-            + usage.output_tokens * _rate(self.output)
-        )
-        return -(-amount // PER_TOKENS)
+    def cost(self, usage: Usage, *, is_batch: bool = False) -> NanoDollars:
+        """Price the usage in nano-dollars, rounded once, upwards.
 
-    def upper_bound(self, *, prompt_bytes: int, messages: int, max_tokens: int) -> NanoDollars:
-        """Price the most that a call can cost: no tokenizer makes more tokens than there are bytes."""
+        Raises ConfigurationError for a call in a batch if the price has no batch discount.
+        """
+        amount = self._prices_at(usage.prompt_tokens).amount(usage)
+        if not is_batch:
+            return _round_up(amount, PER_TOKENS)
+        return _round_up(amount * self._batch_share, PER_TOKENS * NANO)
+
+    def upper_bound(self, *, prompt_bytes: int, messages: int) -> UpperBound:
+        """Bound what a call can cost: no tokenizer makes more tokens than there are bytes."""
         most = prompt_bytes + messages * MESSAGE_OVERHEAD_TOKENS
-        dearest_input = max(_rate(self.input), _rate(self.cached_input))
-        return -(-(most * dearest_input + max_tokens * _rate(self.output)) // PER_TOKENS)
+        within_reach: list[TokenPrices] = [self, *(tier for tier in self.context_tiers if tier.above < most)]
+        return UpperBound(
+            prompt_tokens=most,
+            prompt_amount=most * max(prices.dearest_prompt_rate for prices in within_reach),
+            output_rate=max(prices.dearest_output_rate for prices in within_reach),
+        )
+
+    def _prices_at(self, prompt_tokens: int) -> TokenPrices:
+        return next((tier for tier in reversed(self.context_tiers) if prompt_tokens > tier.above), self)
+
+    @property
+    def _batch_share(self) -> int:
+        """Give what is left of the price, in parts of 10^9."""
+        if self.batch_discount is None:
+            raise ConfigurationError(
+                "prices.toml",
+                f"the price from {self.version} on",
+                "it has no batch discount, and a call in a batch cannot be priced",
+                "add batch_discount: '0' if a batch costs as much as single calls",
+            )
+        return NANO - _rate(self.batch_discount)
 
 
 def _rate(dollars: Decimal) -> int:
     return int(dollars * NANO)
+
+
+def _round_up(amount: int, parts: int) -> int:
+    return -(-amount // parts)
 
 
 def _one_a_day(prices: tuple[Price, ...]) -> tuple[Price, ...]:
@@ -113,3 +227,15 @@ class PriceList:
                 "add one: a call whose price is unknown is never made",
             )
         return held[-1]
+
+    def find(self, deployment: str, version: str) -> Price:
+        """Give the price that a ledger row names; raise ConfigurationError if it is no longer in the file."""
+        for price in self._prices.get(deployment, []):
+            if price.version == version:
+                return price
+        raise ConfigurationError(
+            str(self._path),
+            f"key 'prices.{deployment}'",
+            f"the price of {deployment!r} from {version} on is gone, and the ledger refers to it",
+            "put it back, and leave old prices in the file: a new one is a new entry",
+        )

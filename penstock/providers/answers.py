@@ -16,10 +16,13 @@ HEADERS = {
 }
 """OpenAI's headers of rate limits, which many speak, and Anthropic's; `{}` is `limit` or `remaining`."""
 
+CACHE_MAY_STAND_BESIDE_PROMPT = frozenset({"xai"})
+"""Providers of which some models count what they read from the cache in the prompt, as all do, and some beside it."""
+
 
 def read_answer(response: Any, deployment: Deployment, headers: Mapping[str, str]) -> ModelAnswer:
     """Check an answer part by part; raise ProviderError naming the part, with the usage that it will bill."""
-    usage = read_usage(response.usage)
+    usage = read_usage(response.usage, deployment)
     if not response.choices:
         raise malformed("no choices", usage)
     choice = response.choices[0]
@@ -28,10 +31,10 @@ def read_answer(response: Any, deployment: Deployment, headers: Mapping[str, str
         finish_reason = "content_filter"
     if text is None and finish_reason not in {"length", "content_filter"}:
         raise malformed("no content", usage)
-    if usage.output_tokens == 0 and finish_reason == "length":
+    if usage.completion_tokens == 0 and finish_reason == "length":
         # LiteLLM's own answer to a 400 "max_tokens was reached"; the usage is its guess, and no truth to settle.
         raise ProviderError(Reason.OUTPUT_TRUNCATED, "max_tokens leaves no room for an answer")
-    if usage.output_tokens == 0 and finish_reason != "content_filter":
+    if usage.completion_tokens == 0 and finish_reason != "content_filter":
         raise malformed("usage without output")
     served = response.model or deployment.model
     return ModelAnswer(
@@ -44,18 +47,41 @@ def refused(message: Any) -> bool:
     return bool((getattr(message, "provider_specific_fields", None) or {}).get("refusal"))
 
 
-def read_usage(usage: Any) -> Usage:
+def read_usage(usage: Any, deployment: Deployment) -> Usage:
     """Turn LiteLLM's counts into price classes; raise ProviderError if they cannot be true.
 
-    LiteLLM brings all providers to OpenAI's form: `prompt_tokens` includes what was read from the cache (for
-    Anthropic, whose own `input_tokens` do not, it adds them), and `prompt_tokens_details.cached_tokens` says how
-    much that was. A missing count arrives as 0, and no prompt has 0 tokens.
+    LiteLLM brings all providers to OpenAI's form: `prompt_tokens` includes what was read from the cache and what was
+    written to it (for Anthropic, whose own `input_tokens` do not, it adds them), and `completion_tokens` includes
+    reasoning. A missing count arrives as 0, and no prompt has 0 tokens.
     """
-    prompt, output = usage.prompt_tokens, usage.completion_tokens
-    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
-    if not (is_count(prompt) and is_count(output) and is_count(cached) and cached <= prompt != 0):
-        raise malformed("usage is missing or contradicts itself")
-    return Usage(input_tokens=prompt - cached, cached_input_tokens=cached, output_tokens=output)
+    prompt, total = usage.prompt_tokens, usage.total_tokens
+    cached, written = detail(usage.prompt_tokens_details, "cached_tokens", "cache_write_tokens")
+    (reasoning,) = detail(usage.completion_tokens_details, "reasoning_tokens")
+    if not all(map(is_count, (prompt, usage.completion_tokens, total, cached, written, reasoning))):
+        raise malformed("usage is missing or is no number of tokens")
+    if cached > prompt > 0 and provider_of(deployment) in CACHE_MAY_STAND_BESIDE_PROMPT:
+        prompt += cached
+    # A larger total is reasoning that was left out of the completion, as xAI and Gemini do: it was billed as output.
+    completion = max(usage.completion_tokens, total - prompt)
+    if cached + written > prompt or prompt == 0 or reasoning > completion:
+        raise malformed("usage contradicts itself")
+    return Usage(
+        input_tokens=prompt - cached - written,
+        cached_input_tokens=cached,
+        cache_write_tokens=written,
+        output_tokens=completion - reasoning,
+        reasoning_tokens=reasoning,
+    )
+
+
+def detail(details: Any, *names: str) -> tuple[Any, ...]:
+    """Give the named counts of a part of the usage that may be missing, as may each of them."""
+    return tuple(getattr(details, name, None) or 0 for name in names)
+
+
+def provider_of(deployment: Deployment) -> str:
+    """Name the provider by LiteLLM's name for it."""
+    return deployment.model.partition("/")[0]
 
 
 def is_count(value: object) -> bool:

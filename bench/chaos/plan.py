@@ -1,0 +1,77 @@
+"""How large a run is, and what happens in it by which chance. It must not know how anything is done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+EVENTS = {
+    "kill_worker": 12,
+    "kill_feeder": 5,
+    "kill_upkeep": 1,
+    "kill_producer": 3,
+    "freeze_worker": 6,
+    "restart_redis": 8,
+    "flush_redis": 5,
+    "restart_postgres": 1,
+    "provider_errors": 8,
+    "provider_hangs": 5,
+    "provider_cuts": 8,
+    "provider_throttles": 6,
+    "poison": 3,
+    "replay": 8,
+}
+"""What can happen, and how often beside the rest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is run, of how many processes, and how fast things break.
+
+    `latency_ms` is the provider's median; `frozen_s` how long a worker is stopped; an event comes every `pause_s`.
+    """
+
+    jobs: int
+    calm_jobs: int
+    seed: int
+    jobs_per_s: float = 100.0
+    pools: int = 4
+    producers: int = 4
+    slots: int = 60
+    lease_s: float = 30.0
+    timeout_s: float = 8.0
+    latency_ms: float = 1000.0
+    pause_s: tuple[float, float] = (0.3, 0.9)
+    recovered_within_s: float = 40.0
+    rounds: int = 5
+    patience_s: float = 600.0
+    weights: Mapping[str, int] = field(default_factory=lambda: dict(EVENTS))
+    is_short: bool = False
+
+    @property
+    def frozen_s(self) -> float:
+        """Give the seconds that a worker is stopped: past its lease, and past the next sweep."""
+        return self.lease_s * 1.1 + 2
+
+
+def full(jobs: int, seed: int) -> Plan:
+    """Give the long form."""
+    return Plan(jobs=jobs, calm_jobs=2000, seed=seed)
+
+
+def short(jobs: int, seed: int) -> Plan:
+    """Give the form for CI."""
+    return Plan(
+        jobs=jobs,
+        calm_jobs=60,
+        seed=seed,
+        jobs_per_s=30.0,
+        pools=2,
+        producers=4,
+        slots=30,
+        lease_s=3.0,
+        timeout_s=3.0,
+        latency_ms=300.0,
+        pause_s=(0.3, 0.9),
+        recovered_within_s=15.0,
+        patience_s=60.0,
+        is_short=True,
+    )

@@ -1,0 +1,194 @@
+"""The provider's word is what is paid: unknown calls get their truth, and a second time nothing changes."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine
+
+from penstock.errors import InvalidRequestError
+from penstock.money import ledger
+from penstock.money.export import read_export
+from penstock.money.ledger import CallOutcome, Settlement
+from penstock.money.reconciliation import BilledCall, Complete, Reconciliation, reconcile
+from penstock.schemas import Usage
+from tests.jobs import rows
+from tests.jobs.rows import UPPER_BOUND
+
+USED = Usage(input_tokens=100, cached_input_tokens=20, output_tokens=30)
+
+
+def call(engine: Engine, nanodollars: int | None, *, is_open: bool = False) -> UUID:
+    """Make a call of a job of its own, and settle it: without an amount as unknown."""
+    job = rows.running_job(engine)
+    intent = rows.intent(job)
+    with engine.begin() as connection:
+        ledger.intend(connection, [intent])
+        if not is_open:
+            outcome = CallOutcome.UNKNOWN if nanodollars is None else CallOutcome.ANSWERED
+            usage = Usage() if nanodollars is None else USED
+            ledger.settle(connection, [Settlement(intent.call_id, outcome, nanodollars, usage)])
+    return intent.call_id
+
+
+def run(engine: Engine, *lines: BilledCall, complete: Complete | None = None) -> Reconciliation:
+    with engine.begin() as connection:
+        return reconcile(connection, lines, complete)
+
+
+def total(engine: Engine) -> int:
+    with engine.begin() as connection:
+        return ledger.totals(connection).nanodollars
+
+
+def month(engine: Engine) -> dict[str, Any]:
+    """Give what the tenant has spent in the month."""
+    return next(row for row in rows.everything(engine)["spending"] if row["period"] == "month")
+
+
+def around_now(account: str = "simulator") -> Complete:
+    now = datetime.now(UTC)
+    return Complete(account, now - timedelta(hours=1), now + timedelta(hours=1))
+
+
+def test_an_unknown_call_gets_its_truth_once(engine: Engine) -> None:
+    unknown = call(engine, None)
+    assert total(engine) == UPPER_BOUND
+
+    outcome = run(engine, BilledCall(unknown, 400, USED))
+
+    assert (outcome.matched, outcome.corrected, outcome.still_unknown) == (1, 1, 0)
+    assert outcome.change_nanodollars == 400 - UPPER_BOUND
+    assert total(engine) == 400
+    assert (month(engine)["settled_nanodollars"], month(engine)["settled_tokens"]) == (400, 150)
+    before = rows.everything(engine)
+    assert run(engine, BilledCall(unknown, 400, USED)).corrected == 0
+    assert rows.everything(engine) == before
+
+
+def test_an_unknown_call_that_did_cost_its_bound_is_known_from_then_on(engine: Engine) -> None:
+    unknown = call(engine, None)
+    assert run(engine, BilledCall(unknown, UPPER_BOUND)).still_unknown == 0
+    assert run(engine, complete=around_now()).not_billed == 1  # a later export that lacks it has the last word
+    assert total(engine) == 0
+
+
+def test_a_line_without_tokens_leaves_them_at_their_bound(engine: Engine) -> None:
+    run(engine, BilledCall(call(engine, None), 400))
+    assert (month(engine)["settled_nanodollars"], month(engine)["settled_tokens"]) == (400, 1000)
+
+
+def test_a_settled_call_that_differs_is_corrected_and_told_apart(engine: Engine) -> None:
+    right, wrong = call(engine, 400), call(engine, 400)
+    outcome = run(engine, BilledCall(right, 400, USED), BilledCall(wrong, 450, USED))
+    assert (outcome.matched, outcome.corrected, outcome.settled_differing) == (2, 1, 1)
+    assert (total(engine), month(engine)["settled_nanodollars"]) == (850, 850)
+
+
+def test_a_call_that_is_billed_in_two_lines_costs_both(engine: Engine) -> None:
+    unknown = call(engine, None)
+    run(engine, BilledCall(unknown, 100, USED), BilledCall(unknown, 200, USED))
+    assert (total(engine), month(engine)["settled_tokens"]) == (300, 300)
+
+
+def test_a_call_under_way_is_left_alone(engine: Engine) -> None:
+    call_id = call(engine, None, is_open=True)
+    before = rows.everything(engine)
+    outcome = run(engine, BilledCall(call_id, 400), complete=around_now())
+    assert (outcome.under_way, outcome.matched, outcome.corrected) == (1, 0, 0)
+    assert rows.everything(engine) == before
+
+
+def test_unknown_calls_that_a_complete_export_lacks_were_not_billed(engine: Engine) -> None:
+    billed, lacking, settled = call(engine, None), call(engine, None), call(engine, 400)
+    outcome = run(engine, BilledCall(billed, 300), complete=around_now())
+    assert (outcome.not_billed, outcome.still_unknown) == (1, 0)
+    assert total(engine) == 300 + 0 + 400
+    corrections = {row["call_id"]: row["nanodollars"] for row in rows.everything(engine)["ledger_corrections"]}
+    assert corrections == {billed: 300 - UPPER_BOUND, lacking: -UPPER_BOUND}
+    assert settled not in corrections
+
+
+@pytest.mark.parametrize("complete", [None, around_now("another")])
+def test_an_export_says_nothing_of_what_it_does_not_claim_to_hold(engine: Engine, complete: Complete | None) -> None:
+    call(engine, None)
+    assert run(engine, complete=complete).not_billed == 0
+    assert total(engine) == UPPER_BOUND
+
+
+def test_an_export_says_nothing_of_other_times(engine: Engine) -> None:
+    call(engine, None)
+    now = datetime.now(UTC)
+    run(engine, complete=Complete("simulator", now - timedelta(hours=2), now - timedelta(hours=1)))
+    assert total(engine) == UPPER_BOUND
+
+
+def test_lines_that_are_in_no_row_are_counted_and_change_nothing(engine: Engine) -> None:
+    outcome = run(engine, BilledCall(None, 5), BilledCall(uuid4(), 7))
+    assert (outcome.lines, outcome.foreign, outcome.foreign_nanodollars, outcome.matched) == (2, 2, 12, 0)
+
+
+def test_a_late_answer_and_an_export_do_not_count_twice(engine: Engine) -> None:
+    unknown = call(engine, None)
+    with engine.begin() as connection:
+        ledger.settle(connection, [Settlement(unknown, CallOutcome.ANSWERED, 400, USED)])
+    assert run(engine, BilledCall(unknown, 400, USED)).corrected == 0
+    assert (total(engine), month(engine)["settled_nanodollars"]) == (400, 400)
+
+
+CALL = "0a7f8f0e-1f0a-4a53-9d0e-3f6a1d0c9b11"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", f"call_id,dollars,input_tokens,output_tokens\n{CALL},0.0000004,100,\n"),
+        ("a.csv", f"\ufeffcall_id,nanodollars,input_tokens,colour\n{CALL},400,100,red\n"),
+        ("a.jsonl", f'{{"call_id": "{CALL}", "dollars": 4e-7, "input_tokens": 100}}\n\n'),
+        ("a.json", json.dumps([{"call_id": CALL, "nanodollars": 400, "input_tokens": 100}])),
+        ("a.json", json.dumps({"lines": [{"client_request_id": CALL, "nanodollars": 400, "input_tokens": 100}]})),
+    ],
+)
+def test_an_export_may_have_any_of_these_forms(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert list(read_export(tmp_path / name)) == [BilledCall(UUID(CALL), 400, Usage(input_tokens=100))]
+
+
+def test_a_line_that_is_not_of_ours_has_no_call(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("call_id,nanodollars\n,1\nreq_17,2\n")
+    assert list(read_export(tmp_path / "a.csv")) == [BilledCall(None, 1), BilledCall(None, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", "", "neither .csv, .json nor .jsonl"),
+        ("a.csv", "call_id,cost\nx,1\n", "line 2: a line has either nanodollars or dollars"),
+        ("a.csv", "call_id,nanodollars,dollars\nx,1,1\n", "line 2: a line has either nanodollars or dollars"),
+        ("a.csv", "call_id,nanodollars\nx,1\nx,-1\n", "line 3, nanodollars"),
+        ("a.csv", "call_id,nanodollars\nx,1.5\n", "line 2, nanodollars"),
+        ("a.csv", "call_id,dollars\nx,NaN\n", "line 2, dollars"),
+        ("a.csv", "call_id,nanodollars\nx,99999999999999999999\n", "line 2, nanodollars"),
+        ("a.jsonl", "{}\n", "line 1: a line has either"),
+        ("a.jsonl", "[]\n", "line 1"),
+        ("a.jsonl", "{\n", "it is no JSON"),
+        ("a.json", "17", "line 1"),
+        ("a.csv", "call_id,nanodollars\n\x80,1\n".encode("latin-1"), "cannot be read"),
+    ],
+)
+def test_a_bad_export_is_refused_by_its_line(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InvalidRequestError, match=words):
+        list(read_export(tmp_path / name))
+
+
+def test_a_bad_line_at_the_end_leaves_the_ledger_as_it_was(engine: Engine, tmp_path: Path) -> None:
+    unknown = call(engine, None)
+    path = tmp_path / "a.csv"
+    path.write_text(f"call_id,nanodollars\n{unknown},400\nx,-1\n")
+    with pytest.raises(InvalidRequestError), engine.begin() as connection:
+        reconcile(connection, read_export(path))
+    assert total(engine) == UPPER_BOUND
