@@ -28,6 +28,8 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "call.settled": ("call", "deployment", "cost_nanodollars", "input_tokens", "output_tokens"),
     "call.failed": ("call", "deployment", "reason", "detail"),
     "call.reused": ("call",),
+    "budget.exhausted": ("project", "period", "unit"),
+    "budget.soft_limit_passed": ("project", "period", "unit", "soft_limit", "settled"),
     "limiter.cut": ("quota", "factor"),
     "breaker.opened": ("deployment",),
     "breaker.closed": ("deployment",),

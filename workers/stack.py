@@ -146,7 +146,7 @@ class Stack:
         self._cleanup.callback(self.embedded.stop)
         self.embedded.start(**ours)
         engine = sync_engine(self.settings.require_database_url())
-        migrate(engine)
+        migrate(engine, contract=ours["postgres"])
         engine.dispose()
 
     def _start_simulator(self) -> None:

@@ -9,18 +9,18 @@ from itertools import count
 
 from bench.chaos.plan import Plan
 
-Action = Callable[[], bool]
-"""Makes something happen; False where it cannot happen now."""
+Action = Callable[[], bool | None]
+"""Makes something happen; gives False where it cannot happen now."""
 
 
 class Conductor:
     """Draws an event every few hundred milliseconds; one that does not exist here, or cannot happen, is left out."""
 
-    def __init__(self, plan: Plan, actions: Mapping[str, Action]) -> None:
-        """Take what can happen."""
+    def __init__(self, plan: Plan) -> None:
+        """Begin with nothing that can happen."""
+        self.actions: Mapping[str, Action] = {}
         self.happened: Counter[str] = Counter()
         self._plan = plan
-        self._actions = actions
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
 
@@ -31,7 +31,7 @@ class Conductor:
         while not is_over():
             self._rest(chance.uniform(*self._plan.pause_s))
             kind = chance.choices(kinds, weights)[0]
-            if kind in self._actions and self._actions[kind]():
+            if kind in self.actions and self.actions[kind]() is not False:
                 self.happened[kind] += 1
         while self._later:
             self._rest(0.1, hurry=True)

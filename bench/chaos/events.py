@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from bench.chaos.conductor import Action
@@ -13,7 +14,7 @@ from bench.chaos.provider import Provider
 LEAST_ALIVE = 1
 BURST_S = 1.5
 FEW = 8
-BAD_MINUTE = 0.5
+BAD_SHARE = 0.5
 
 
 class Scene(Protocol):
@@ -41,16 +42,17 @@ class Events:
 
     def actions(self) -> dict[str, Action]:
         """Name everything."""
+        provider = self._scene.provider
         return {
             "kill_worker": self.kill_worker,
             "freeze_worker": self.freeze_worker,
             "kill_producer": self.kill_producer,
-            "restart_redis": lambda: _done(self._scene.databases.restart_redis()),
-            "flush_redis": lambda: _done(self._scene.databases.flush_redis()),
-            "provider_errors": lambda: self._provider("server_error", probability=BAD_MINUTE, until_s=BURST_S),
-            "provider_hangs": lambda: self._provider("hang", count=FEW),
-            "provider_cuts": lambda: self._provider("cut", count=FEW),
-            "provider_throttles": lambda: self._provider("throttled", count=FEW, retry_after=1),
+            "restart_redis": self._scene.databases.restart_redis,
+            "flush_redis": self._scene.databases.flush_redis,
+            "provider_errors": partial(provider.misbehave, "server_error", probability=BAD_SHARE, until_s=BURST_S),
+            "provider_hangs": partial(provider.misbehave, "hang", count=FEW),
+            "provider_cuts": partial(provider.misbehave, "cut", count=FEW),
+            "provider_throttles": partial(provider.misbehave, "throttled", count=FEW, retry_after=1),
         }
 
     def kill_worker(self) -> bool:
@@ -89,10 +91,3 @@ class Events:
     def _victim(self) -> Kept | None:
         ready = self._scene.ready()
         return self._chance.choice(ready) if len(ready) > LEAST_ALIVE else None
-
-    def _provider(self, name: str, **parameters: object) -> bool:
-        return _done(self._scene.provider.misbehave(name, **parameters))
-
-
-def _done(_: None) -> bool:
-    return True

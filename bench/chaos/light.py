@@ -24,7 +24,13 @@ TOKENS_PER_MESSAGE = 4
 IDLE_S = 2.0
 """Shorter than a server keeps a connection: none is used that is just being closed."""
 HTTP_ERROR = 400
-REASONS = {429: Reason.THROTTLED, 503: Reason.OVERLOADED, 529: Reason.OVERLOADED, 408: Reason.TIMEOUT, 504: Reason.TIMEOUT}
+REASONS = {
+    429: Reason.THROTTLED,
+    503: Reason.OVERLOADED,
+    529: Reason.OVERLOADED,
+    408: Reason.TIMEOUT,
+    504: Reason.TIMEOUT,
+}
 
 
 class LightProvider:

@@ -12,11 +12,14 @@ from bench.chaos.conductor import Action
 from bench.chaos.events import Events
 from bench.chaos.site import RUNNING, Site
 from bench.chaos.texts import poison
-from penstock.jobs.queries import Filter
-from penstock.schemas import JobState
 
 MOST_REPLAYED = 50
 NOW = text("SELECT now()")
+DEAD = text("""
+    SELECT id FROM jobs WHERE state = 'dead' AND reason <> 'budget_exhausted' AND id <> ALL(CAST(:poisons AS uuid[]))
+    LIMIT :most
+""")
+"""A refusal for want of money is final until there is more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class PenstockEvents(Events):
         return super().actions() | {
             "kill_feeder": lambda: site.feeder.is_running and site.feeder.kill() > 0,
             "kill_upkeep": lambda: site.upkeep.is_running and site.upkeep.kill() > 0,
-            "restart_postgres": self.restart_postgres,
+            "restart_postgres": site.databases.restart_postgres,
             "poison": self.poison,
             "replay": lambda: self.replay() > 0,
         }
@@ -63,24 +66,20 @@ class PenstockEvents(Events):
             rows = connection.execute(RUNNING, {"pid": str(pid)}).all()
         self.notes.killed += [Killed(row.id, row.fence, row.at) for row in rows]
 
-    def restart_postgres(self) -> bool:
-        """Kill Postgres and start it."""
-        self._site.databases.restart_postgres()
-        return True
-
-    def poison(self) -> bool:
+    def poison(self) -> None:
         """Submit a job that kills who runs it."""
         number = len(self.notes.poisons)
         job_id = self._site.client.submit_many([poison(number)])[0]
         self.notes.poisons.append(job_id)
         with (self._site.home / "poison.jsonl").open("a") as file:
             file.write(json.dumps({"key": f"poison-{number}", "id": str(job_id)}) + "\n")
-        return True
 
     def replay(self) -> int:
-        """Queue some dead letters anew, of those that do not kill, and give their number."""
-        dead = self._site.client.find(Filter(state=JobState.DEAD), most=MOST_REPLAYED + len(self.notes.poisons))
-        ids = self._site.client.replay({job.id for job in dead} - set(self.notes.poisons))
+        """Queue some dead letters anew, of those that can end well, and give their number."""
+        values = {"poisons": [str(job_id) for job_id in self.notes.poisons], "most": MOST_REPLAYED}
+        with self._site.engine.connect() as connection:
+            dead = list(connection.scalars(DEAD, values))
+        ids = self._site.client.replay(dead)
         if ids:
             with self._site.engine.connect() as connection:
                 now = connection.scalar(NOW)

@@ -89,7 +89,7 @@ def running(plan: Plan, home: Path) -> Generator[Site, None, None]:
                     for number in range(plan.pools)
                 ],
                 feeder=fleet.keep("feeder", "-m", "workers.feeder"),
-                upkeep=fleet.keep("upkeep", "-m", "bench.chaos.worker", "upkeep"),
+                upkeep=fleet.keep("upkeep", "-m", "workers.worker", "upkeep"),
                 producers=[],
             )
             wait(lambda: len(site.ready()) == plan.pools, START_TIMEOUT_S, "the pools did not start")

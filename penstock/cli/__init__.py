@@ -30,7 +30,7 @@ def main() -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f". See `{context.command_path} --help`." if context else ""
-        message = error.format_message()
+        message = " ".join(error.format_message().split())
         fail(message.rstrip(".") + hint if hint else message, error.exit_code)
     except click.Abort:
         click.echo("stopped", err=True)

@@ -11,7 +11,7 @@ import click
 
 NANO = 10**9
 CENT = 10**7
-THOUSAND = 10**3
+MICRODOLLAR = 10**3
 DOLLARS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?")
 TOKENS = re.compile(r"[0-9]{1,19}")
 TABLE_WIDTH = 180
@@ -47,7 +47,7 @@ def forecast(unit: str, value: int | None) -> str:
     """Write an amount that is guessed at: dollars to the cent, upwards, or to six decimals below one dollar."""
     if value is None or unit != "nanodollars":
         return amount(unit, value)
-    step = CENT if value >= NANO else THOUSAND
+    step = CENT if value >= NANO else MICRODOLLAR
     return dollars(-(-value // step) * step)
 
 

@@ -61,16 +61,28 @@ def simulator(arguments: tuple[str, ...]) -> None:
 
 
 @click.command()
-def migrate() -> None:
-    """Bring the schema of Postgres to the newest version."""
+@click.option("--contract", is_flag=True, help="No older version runs any more: finish what waits for that.")
+def migrate(*, contract: bool) -> None:
+    """Bring the schema of Postgres to the newest version, as far as code of the version before can go on beside it.
+
+    \b
+    penstock migrate               before the new version is started
+    penstock migrate --contract    when the last process of the old one has stopped
+    """  # noqa: D301 - click reads the backspace
     from penstock.settings import load_settings
     from penstock.store.db import sync_engine
     from penstock.store.schema import migrate as bring_up
 
     engine = sync_engine(load_settings().require_database_url())
-    bring_up(engine)
+    waiting = bring_up(engine, contract=contract)
     engine.dispose()
-    click.echo("the schema is up to date")
+    if waiting:
+        click.echo(
+            f"the schema is ready for this version; {', '.join(waiting)} wait until no older one runs: "
+            "then `penstock migrate --contract`"
+        )
+    else:
+        click.echo("the schema is up to date")
 
 
 @click.command()

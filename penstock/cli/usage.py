@@ -23,6 +23,8 @@ OVERVIEW = (
     "tenant", "starts", "ends", "state", *(f"{measure}_{unit}" for unit in UNITS for measure in MEASURES),
 )  # fmt: skip
 COUNTS = ("calls", "open_calls", "unknown_calls", *TOKEN_CLASSES, "bound_tokens", "nanodollars")
+COUNTED = ("calls", "open", "unknown", "input", "cached", "cache write", "output", "reasoning", "bound")
+"""What a table calls them, but for the cost."""
 WHOLE_TENANT = "(whole tenant)"
 
 
@@ -118,7 +120,7 @@ def show_breakdown(lines: Sequence[Any], by: str, title: str, *, as_json: bool, 
         _print((by, *COUNTS), records, as_json=as_json)
         return
     counts = COUNTS[:-1]
-    columns = (by, *(name.removesuffix("_calls").removesuffix("_tokens").replace("_", " ") for name in counts), "cost")
+    columns = (by, *COUNTED, "cost")
     total = {by: "total"} | {name: sum(line[name] for line in records) for name in COUNTS}
     rows = [
         (line[by], *(f"{line[name]:,}" for name in counts), dollars(line["nanodollars"])) for line in (*records, total)

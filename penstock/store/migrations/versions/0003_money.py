@@ -6,6 +6,7 @@ from alembic import op
 
 revision = "0003"
 down_revision = "0002"
+phase = "expand"
 
 
 def upgrade() -> None:
@@ -19,10 +20,8 @@ def downgrade() -> None:
         op.execute(f"DROP POLICY tenant_reads ON {table}")
         op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
         op.execute(f"REVOKE SELECT ON {table} FROM penstock_tenant")
-    op.execute("DROP TRIGGER ledger_is_append_only ON ledger")
     op.execute("DROP VIEW ledger_amounts")
     op.execute("DROP TABLE ledger_corrections, budgets, spending")
-    op.execute("DROP FUNCTION refuse_change")
     op.execute("DROP INDEX jobs_unpurged, jobs_crashed")
     op.execute("ALTER TABLE jobs DROP COLUMN project, DROP COLUMN purged_at")
     op.execute("ALTER TABLE results DROP COLUMN over_soft_limit, DROP COLUMN fetched_at")

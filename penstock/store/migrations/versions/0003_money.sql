@@ -51,16 +51,6 @@ CREATE VIEW ledger_amounts WITH (security_invoker = true) AS
     SELECT call_id, nanodollars, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens
     FROM ledger_corrections;
 
-CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION 'a closed row of % is never changed; corrections are rows', TG_TABLE_NAME;
-END $$;
-
-CREATE TRIGGER ledger_is_append_only BEFORE UPDATE OR DELETE ON ledger
-    FOR EACH ROW WHEN (OLD.state <> 'intent') EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER ledger_corrections_are_append_only BEFORE UPDATE OR DELETE ON ledger_corrections
-    FOR EACH ROW EXECUTE FUNCTION refuse_change();
-
 -- What a tenant, or one of its projects, may spend in a day or a month (UTC). No row, or no hard limit: any amount.
 CREATE TABLE budgets (
     tenant       text NOT NULL,

@@ -1,0 +1,95 @@
+"""Which figure has to be how good. It must not know how a run is made."""
+
+from bench.chaos.ours import Run, recoveries_s
+from bench.limits.figures import percentile
+from bench.report import Report
+from penstock.jobs.states import POISON_AFTER
+from penstock.reasons import Reason
+from penstock.schemas import JobState
+
+RECORDED = "== 0"
+
+
+def add(report: Report, made: Run) -> None:
+    """Write everything that one run of Penstock came to."""
+    add_jobs(report, made)
+    add_money(report, made)
+    add_recovery(report, made)
+    add_poison(report, made)
+    add_course(report, made)
+
+
+def add_jobs(report: Report, made: Run) -> None:
+    """Write what became of the jobs."""
+    assert made.books is not None
+    states = {job_id: made.books.jobs.get(job_id) for job_id in made.accepted}
+    ended = [row for row in states.values() if row is not None and JobState(row.state).is_terminal]
+    report.add("accepted", len(made.accepted), "jobs")
+    report.add("terminal", len(ended), "jobs")
+    report.add("lost", len(states) - len(ended), "jobs", must="== 0")
+    report.add("rows_that_nobody_asked_for", len(made.books.jobs.keys() - made.accepted), "jobs", must="== 0")
+    report.add("succeeded", sum(row.state == JobState.SUCCEEDED for row in ended), "jobs")
+    for reason in Reason:
+        dead = sum(row.state == JobState.DEAD and row.reason == reason for row in ended)
+        if dead:
+            report.add(f"dead.{reason}", dead, "jobs")
+    report.add("results_but_one_a_success", made.books.wrong_results, "jobs", must="== 0")
+    report.add("results_of_another_job", made.books.foreign_results, "jobs", must="== 0")
+
+
+def add_money(report: Report, made: Run) -> None:
+    """Write what was paid, and what the books say of it."""
+    assert made.books is not None
+    late, beside = made.books.bought_twice()
+    hidden = made.books.hidden()
+    report.add("bought_twice", late, "answers", must="== 0")
+    report.add("bought_beside_a_worker_taken_for_dead", beside, "answers")
+    report.add("calls_repeated", made.books.repeated_calls(), "calls")
+    report.add("overspend", made.overspend, "nano-dollars", must="== 0")
+    report.add("least_left_of_the_budget", made.budget_left, "nano-dollars")
+    report.add("ledger_minus_invoice.calm", made.calm_difference, "nano-dollars", must="== 0")
+    report.add("ledger_minus_invoice", made.books.difference, "nano-dollars", must=">= 0")
+    for reason, above in sorted(hidden.items()):
+        report.add(f"ledger_minus_invoice.{reason}", above, "nano-dollars", must=">= 0")
+    report.add("unexplained", made.books.difference - hidden.total(), "nano-dollars", must="== 0")
+    report.add("calls_with_another_cost_than_invoiced", made.books.misjudged(), "calls", must="== 0")
+    report.add("calls_below_the_invoice", made.books.too_low(), "calls", must="== 0")
+    report.add("spending_apart_from_ledger", made.books.unbooked, "nano-dollars", must="== 0")
+
+
+def add_recovery(report: Report, made: Run) -> None:
+    """Write how long the jobs of killed workers waited."""
+    waits_s = recoveries_s(made)
+    if waits_s:
+        report.add("killed_under_way", len(waits_s), "jobs")
+        report.add("recovered_p50", round(percentile(waits_s, 0.5), 2), "s")
+        must = f"<= {made.plan.recovered_within_s:g}"
+        report.add("recovered_p95", round(percentile(waits_s, 0.95), 2), "s", must=must)
+        report.add("recovered_at_last", round(max(waits_s), 2), "s")
+
+
+def add_poison(report: Report, made: Run) -> None:
+    """Write what jobs did that kill their worker."""
+    assert made.books is not None
+    rows = [made.books.jobs[job_id] for job_id in made.notes.poisons]
+    if rows:
+        executions = [made.books.executions(job_id) for job_id in made.notes.poisons]
+        report.add("poison_jobs", len(rows), "jobs")
+        report.add("poison_executions_least", min(executions), "runs", must=f"== {POISON_AFTER}")
+        report.add("poison_executions_most", max(executions), "runs", must=f"== {POISON_AFTER}")
+        other = sum((row.state, row.reason) != (JobState.DEAD, Reason.POISON) for row in rows)
+        report.add("poison_with_another_end", other, "jobs", must="== 0")
+
+
+def add_course(report: Report, made: Run) -> None:
+    """Write how it went."""
+    report.add("jobs_per_s", round(made.ended_in_chaos / made.chaos_s, 1), "1/s")
+    report.add("mended_after", round(made.mending_s, 1), "s")
+    report.add("replay_rounds", made.rounds, "rounds")
+    report.add("looks_at_the_budget", made.looks, "looks")
+    report.add("processes_that_ended_by_themselves", made.exits.total(), "times", must="== 0")
+    report.add("internal_errors_logged", made.internal_errors, "lines")
+    for kind, times in sorted(made.happened.items()):
+        report.add(f"event.{kind}", times, "times")
+    for which, times in made.exits.items():
+        report.note(f"{which}: {times} times by itself")

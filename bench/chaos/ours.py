@@ -1,0 +1,169 @@
+"""One run of Penstock: first calm, then everything breaks, then it is mended. It must not say what is good enough."""
+
+import json
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+from sqlalchemy import TextClause, text
+
+from bench.chaos import books
+from bench.chaos.books import Books
+from bench.chaos.conductor import Conductor
+from bench.chaos.overspend import Overspend
+from bench.chaos.penstock_events import Notes, PenstockEvents
+from bench.chaos.plan import Plan
+from bench.chaos.producer import read
+from bench.chaos.site import Site, running, wait
+from bench.chaos.texts import BUDGETED, TENANTS
+from bench.limits.places import tell
+from penstock.money import ledger
+from penstock.money.budgets import Budget, Period, Unit, set_budget
+
+DONE_SHARE = 0.7
+BUDGET_SHARE = 0.5
+"""Of what the tenant's jobs would cost."""
+LIVING = text("SELECT count(*) FROM jobs WHERE state IN ('queued', 'released', 'running', 'retrying')")
+ENDED = text("SELECT count(*) FROM jobs WHERE state IN ('succeeded', 'dead', 'cancelled')")
+
+
+@dataclass
+class Run:
+    """What came of a run; times in seconds, money in nano-dollars."""
+
+    plan: Plan
+    accepted: set[UUID] = field(default_factory=set)
+    notes: Notes = field(default_factory=Notes)
+    books: Books | None = None
+    calm_difference: int = 0
+    overspend: int = 0
+    budget_left: int = 0
+    looks: int = 0
+    happened: Counter[str] = field(default_factory=Counter)
+    exits: Counter[str] = field(default_factory=Counter)
+    internal_errors: int = 0
+    chaos_s: float = 0.0
+    mending_s: float = 0.0
+    ended_in_chaos: int = 0
+    rounds: int = 0
+
+
+def run(plan: Plan, home: Path) -> Run:
+    """Make a run."""
+    made = Run(plan)
+    with running(plan, home) as site, Overspend(site.engine) as overspend:
+        calm(site, made)
+        limit(site)
+        conduct(site, made)
+        mend(site, made)
+        overspend.look()
+        made.overspend, made.looks = overspend.nanodollars, overspend.looks
+        made.budget_left = overspend.least_left or 0
+        close_calls(site)
+        made.accepted = {UUID(line["id"]) for journal in site.journals() for line in read(journal)}
+        made.books = look(site)
+        made.exits, made.internal_errors = site.fleet.exits, site.fleet.count_in_logs('"internal_error"')
+    return made
+
+
+def calm(site: Site, made: Run) -> None:
+    """Run jobs while nothing breaks: the ledger must be what the invoice says."""
+    tell(f"penstock: {site.plan.calm_jobs} jobs in calm")
+    site.produce("calm", site.plan.calm_jobs)
+    wait_for_producers(site)
+    wait_for_end(site)
+    made.calm_difference = look(site).difference
+
+
+def limit(site: Site) -> None:
+    """Give one tenant a hard budget that ends in the middle of the run."""
+    seen = look(site)
+    cost = sum(call.nanodollars for call in seen.calls) / max(1, len(seen.calls))
+    spent = sum(call.nanodollars for call in seen.calls if call.tenant == BUDGETED)
+    hard_limit = int(spent + BUDGET_SHARE * cost * site.plan.jobs / len(TENANTS))
+    with site.engine.begin() as connection:
+        set_budget(connection, Budget(BUDGETED, Period.DAY, Unit.NANODOLLARS, hard_limit=hard_limit))
+
+
+def conduct(site: Site, made: Run) -> None:
+    """Break things until everything is accepted and most of it has ended."""
+    tell(f"penstock: {site.plan.jobs} jobs while everything breaks")
+    begun_s, ended_before = time.monotonic(), count(site, ENDED)
+    site.produce("chaos", site.plan.jobs)
+    conductor = Conductor(site.plan)
+    events = PenstockEvents(site, conductor.later)
+    conductor.actions = events.actions()
+    enough = ended_before + DONE_SHARE * site.plan.jobs
+    conductor.run(lambda: all_submitted(site) and count(site, ENDED) >= enough)
+    made.chaos_s = time.monotonic() - begun_s
+    made.ended_in_chaos = count(site, ENDED) - ended_before
+    made.notes, made.happened = events.notes, conductor.happened
+    tell(f"penstock: {made.ended_in_chaos} jobs ended in {made.chaos_s:.0f} s; {json.dumps(made.happened)}")
+
+
+def mend(site: Site, made: Run) -> None:
+    """Let everything live, and replay what is dead and does not kill, until nothing is left to be done."""
+    begun_s = time.monotonic()
+    site.provider.behave()
+    events = PenstockEvents(site, lambda _delay_s, _what: None)
+    events.notes = made.notes
+    wait_for_end(site)
+    while made.rounds < site.plan.rounds and events.replay():
+        made.rounds += 1
+        while events.replay():
+            pass
+        wait_for_end(site)
+    made.mending_s = time.monotonic() - begun_s
+    tell(f"penstock: mended after {made.mending_s:.0f} s and {made.rounds} rounds of replays")
+
+
+def close_calls(site: Site) -> None:
+    """Do what upkeep does with calls that nobody will settle, without waiting for their time."""
+    wait(lambda: site.provider.in_flight() == 0, site.plan.patience_s, "calls are still on their way")
+    with site.engine.begin() as connection:
+        ledger.abandon(connection, older_than_s=0)
+
+
+def look(site: Site) -> Books:
+    """Read ledger and invoice."""
+    with site.engine.connect() as connection:
+        return books.read(connection, site.provider.invoice())
+
+
+def count(site: Site, statement: TextClause, **values: object) -> int:
+    """Count rows."""
+    with site.engine.connect() as connection:
+        return int(connection.scalar(statement, values) or 0)
+
+
+def all_submitted(site: Site) -> bool:
+    """Tell whether the producers are done."""
+    return all(producer.has_ended for producer in site.producers)
+
+
+def wait_for_producers(site: Site) -> None:
+    """Wait until everything is submitted."""
+    wait(lambda: all_submitted(site), site.plan.patience_s, "the producers are not done")
+
+
+def wait_for_end(site: Site) -> None:
+    """Wait until no job lives; what does then is lost, and counted by whoever reads the books."""
+    try:
+        wait(lambda: count(site, LIVING) == 0, site.plan.patience_s, "jobs still live")
+    except TimeoutError:
+        tell(f"penstock: {count(site, LIVING)} jobs still live after {site.plan.patience_s:.0f} s")
+
+
+def recoveries_s(made: Run) -> list[float]:
+    """Give how long each run of a killed worker took to be taken up again."""
+    assert made.books is not None
+    replayed: defaultdict[UUID, list[datetime]] = defaultdict(list)
+    for job_id, at in made.notes.replayed:
+        replayed[job_id].append(at)
+    return [
+        made.books.recovered_after_s(each.job_id, each.fence, each.at, replayed[each.job_id])
+        for each in made.notes.killed
+    ]
