@@ -15,7 +15,7 @@ from penstock.money.budgets import MOST, Budget, OnExhausted, Period, Unit
 from penstock.money.holds import Account, Hold, Shortfall, Spent, Want, accounts_of, decide
 from penstock.money.prices import PER_TOKENS, UpperBound
 
-TENANTS, PROJECTS = ("acme", "beta"), ("", "north", "south")
+TENANTS, PROJECTS = ("acme", "beta"), ("", "north")
 ACCOUNTS = [(tenant, project, period) for tenant in TENANTS for project in PROJECTS for period in Period]
 State = dict[Account, Spent]
 
@@ -70,16 +70,16 @@ def wants(draw: st.DrawFn) -> Want:
 
 @st.composite
 def budget_lists(draw: st.DrawFn) -> list[Budget]:
-    keys = draw(st.lists(st.tuples(st.sampled_from(ACCOUNTS), st.sampled_from(Unit)), max_size=8, unique=True))
+    keys = draw(st.lists(st.tuples(st.sampled_from(ACCOUNTS), st.sampled_from(Unit)), max_size=10, unique=True))
     made = []
     for (tenant, project, period), unit in keys:
-        hard = draw(st.none() | st.integers(0, 150))
+        hard = draw(st.none() | st.integers(0, 90))
         soft = draw(st.none() | st.integers(0, 60 if hard is None else hard))
         made.append(Budget(tenant, period, unit, project, soft, hard, draw(st.sampled_from(OnExhausted))))
     return made
 
 
-STATES = st.fixed_dictionaries({account: st.builds(Spent, amounts(40), amounts(40)) for account in ACCOUNTS})
+STATES = st.fixed_dictionaries({account: st.builds(Spent, amounts(30), amounts(30)) for account in ACCOUNTS})
 WANTS = st.lists(wants(), min_size=1, max_size=6)
 MANY = settings(max_examples=300, deadline=None)
 
@@ -251,6 +251,14 @@ def test_what_others_hold_may_come_back_and_what_is_settled_does_not(
     settled: int, held: int, *, may_pass: bool
 ) -> None:
     assert one(want_of(), limit(200), settled=settled, held=held) == Shortfall(limit(200), may_pass=may_pass)
+
+
+def test_a_budget_that_is_used_up_for_good_decides_though_another_is_only_held() -> None:
+    whole, part = limit(100), limit(100, project="north", on_exhausted=OnExhausted.DEGRADE)
+    spent = {account: Spent() for account in accounts_of("acme", "north")}
+    spent["acme", "", Period.DAY].held[Unit.NANODOLLARS] = 100
+    spent["acme", "north", Period.DAY].settled[Unit.NANODOLLARS] = 100
+    assert decide([want_of()], [whole, part], spent) == [Shortfall(part, may_pass=False)]
 
 
 @pytest.mark.parametrize(("used", "over"), [(99, False), (100, False), (101, True)])
