@@ -24,7 +24,7 @@ class TenantEntry(Frozen):
 
 
 class TenantFile(Frozen):
-    """The shape of tenants.toml; the table `default` holds for tenants that have none of their own."""
+    """The shape of tenants.toml; the table `default` holds for what a tenant's own table does not say, or has none."""
 
     default: TenantEntry = TenantEntry()
     tenants: dict[Tenant, TenantEntry] = Field(default_factory=dict)
@@ -36,7 +36,7 @@ class Tenants:
     def __init__(self, file: TenantFile) -> None:
         """Keep a file that has been read."""
         self.default = file.default
-        self.named = file.tenants
+        self.named = {name: _completed(entry, file.default) for name, entry in file.tenants.items()}
 
     @classmethod
     def load(cls, folder: Path) -> "Tenants":
@@ -57,3 +57,7 @@ class Tenants:
     def entry(self, tenant: str) -> TenantEntry:
         """Give what holds for a tenant."""
         return self.named.get(tenant, self.default)
+
+
+def _completed(entry: TenantEntry, default: TenantEntry) -> TenantEntry:
+    return default.model_copy(update={name: getattr(entry, name) for name in entry.model_fields_set})

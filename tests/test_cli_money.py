@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,8 +22,8 @@ from penstock.money.budgets import Budget, OnExhausted, Period, Unit
 from penstock.money.usage import By, PeriodUsage, State, UsageLine
 from penstock.schemas import Usage
 from penstock.settings import Settings, default_settings
-from tests.money.accounts import furnish
-from tests.test_cli import Penstock, Ran
+from tests.money.accounts import furnish, run
+from tests.test_cli import ROOT, Penstock, Ran
 
 DOLLAR = 10**9
 ACME = ["budgets", "set", "--tenant", "acme", "--period", "month"]
@@ -191,6 +192,18 @@ def test_tables_on_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == BREAKDOWN_TABLE
 
 
+def test_a_project_counts_for_the_state_and_not_for_the_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    of_project = [replace(each, project="demo", used=1, state=State.SOFT) for each in OF_GLOBEX]
+    whole = [replace(each, state=State.OK) for each in OF_GLOBEX]
+    show_overview(whole + of_project, as_json=True, as_csv=False)
+    assert printed(capsys) == OVERVIEW_JSON.replace('"hard"', '"soft"')
+
+
+@pytest.mark.parametrize("table", [STANDING_TABLE, OVERVIEW_TABLE, BREAKDOWN_TABLE])
+def test_the_page_shows_what_is_printed(table: str) -> None:
+    assert f"\n{table}```\n" in (ROOT / "docs" / "budgets.md").read_text()
+
+
 def test_json_has_whole_nanodollars(capsys: pytest.CaptureFixture[str]) -> None:
     show_standing(OF_ACME[2:3], "", as_json=True, as_csv=False)
     assert printed(capsys) == STANDING_JSON
@@ -304,6 +317,23 @@ def test_the_command_knows_every_breakdown() -> None:
     (by,) = [option for option in usage.params if option.name == "by"]
     assert isinstance(by.type, Choice)
     assert list(by.type.choices) == list(By)
+
+
+def test_a_database_user_that_cannot_be_a_tenant_is_told_so(
+    penstock: Penstock, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(engine, "CREATE ROLE outsider LOGIN")
+    try:
+        url = engine.url.set(drivername="postgresql", username="outsider").render_as_string(hide_password=False)
+        monkeypatch.setenv("PENSTOCK_DATABASE_URL", url)
+        ran = penstock("usage", "--tenant", "acme")
+    finally:
+        run(engine, "DROP ROLE outsider")
+    assert ran.code == 2
+    assert ran.error() == (
+        'Postgres: permission denied to set role "penstock_tenant"; '
+        "connect as the owner of the tables, see docs/isolation.md"
+    )
 
 
 @pytest.mark.parametrize(

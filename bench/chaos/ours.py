@@ -24,9 +24,14 @@ from penstock.money import ledger
 from penstock.money.budgets import Budget, Period, Unit, set_budget
 
 DONE_SHARE = 0.7
+TELL_S = 10.0
 BUDGET_SHARE = 0.5
 """Of what the tenant's jobs would cost."""
 LIVING = text("SELECT count(*) FROM jobs WHERE state IN ('queued', 'released', 'running', 'retrying')")
+STATES = text("""
+    SELECT state || coalesce('/' || CASE WHEN state IN ('queued', 'retrying') THEN reason END, '')
+        || CASE WHEN crashes > 1 THEN '/suspect' ELSE '' END AS state, count(*) AS jobs FROM jobs GROUP BY 1 ORDER BY 1
+""")
 ENDED = text("SELECT count(*) FROM jobs WHERE state IN ('succeeded', 'dead', 'cancelled')")
 
 
@@ -97,7 +102,8 @@ def conduct(site: Site, made: Run) -> None:
     events = PenstockEvents(site, conductor.later)
     conductor.actions = events.actions()
     enough = ended_before + DONE_SHARE * site.plan.jobs
-    conductor.run(lambda: all_submitted(site) and count(site, ENDED) >= enough)
+    progress = Progress(site)
+    conductor.run(lambda: progress.told() and all_submitted(site) and count(site, ENDED) >= enough)
     made.chaos_s = time.monotonic() - begun_s
     made.ended_in_chaos = count(site, ENDED) - ended_before
     made.notes, made.happened = events.notes, conductor.happened
@@ -139,6 +145,23 @@ def count(site: Site, statement: TextClause, **values: object) -> int:
         return int(connection.scalar(statement, values) or 0)
 
 
+@dataclass
+class Progress:
+    """Says now and then how far it is."""
+
+    site: Site
+    next_s: float = field(default_factory=lambda: time.monotonic() + TELL_S)
+
+    def told(self) -> bool:
+        """Say it if it is time."""
+        if time.monotonic() >= self.next_s:
+            self.next_s += TELL_S
+            with self.site.engine.connect() as connection:
+                states = {row.state: row.jobs for row in connection.execute(STATES)}
+            tell(f"penstock: {states}, {len(self.site.ready())} pools ready")
+        return True
+
+
 def all_submitted(site: Site) -> bool:
     """Tell whether the producers are done."""
     return all(producer.has_ended for producer in site.producers)
@@ -152,7 +175,8 @@ def wait_for_producers(site: Site) -> None:
 def wait_for_end(site: Site) -> None:
     """Wait until no job lives; what does then is lost, and counted by whoever reads the books."""
     try:
-        wait(lambda: count(site, LIVING) == 0, site.plan.patience_s, "jobs still live")
+        progress = Progress(site)
+        wait(lambda: progress.told() and count(site, LIVING) == 0, site.plan.patience_s, "jobs still live")
     except TimeoutError:
         tell(f"penstock: {count(site, LIVING)} jobs still live after {site.plan.patience_s:.0f} s")
 

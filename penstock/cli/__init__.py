@@ -18,6 +18,7 @@ from penstock.errors import JobError, PenstockError
 FAILED = 1
 USAGE = 2
 UNDEFINED_TABLE = "42P01"
+INSUFFICIENT_PRIVILEGE = "42501"
 
 
 def main() -> None:
@@ -57,8 +58,12 @@ def database_trouble(error: Exception) -> str | None:
     if isinstance(error, OperationalError):
         reason = str(error.orig).splitlines()[0]
         return f"Postgres cannot be reached: {reason}; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL"
-    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == UNDEFINED_TABLE:
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    if state == UNDEFINED_TABLE:
         return "Postgres: Penstock's tables are not there; run `penstock migrate`"
+    if state == INSUFFICIENT_PRIVILEGE:
+        reason = str(getattr(error, "orig", error)).splitlines()[0]
+        return f"Postgres: {reason}; connect as the owner of the tables, see docs/isolation.md"
     return None
 
 

@@ -10,7 +10,7 @@ REPLAY = text("""
         failures = 0, crashes = 0, announced = false,
         deadline = CASE WHEN deadline <= now() THEN NULL ELSE deadline END
     WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'dead' AND reason <> 'invalid'
-        AND EXISTS (SELECT 1 FROM payloads WHERE job_id = jobs.id)
+        AND purged_at IS NULL AND EXISTS (SELECT 1 FROM payloads WHERE job_id = jobs.id)
     RETURNING id
 """)
 

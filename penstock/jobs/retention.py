@@ -18,9 +18,8 @@ RESULT_EXPIRES_S = 3600.0
 ENDED = "state IN ('succeeded', 'dead', 'cancelled')"
 LABELLED = "(document_name IS NOT NULL OR metadata <> '{}' OR (detail IS NOT NULL AND purged_at IS NULL))"
 
-# A result that was fetched before the job ended is one that has been replaced since.
 KEEPS_RESULT = """(days = 0 AND state = 'succeeded' AND ended_at > now() - make_interval(secs => :result_expires_s)
-    AND EXISTS (SELECT 1 FROM results WHERE job_id = jobs.id AND (fetched_at IS NULL OR fetched_at < jobs.ended_at)))"""
+    AND EXISTS (SELECT 1 FROM results WHERE job_id = jobs.id AND fetched_at IS NULL))"""
 
 FORGET = """
     payloads_gone AS (
@@ -96,9 +95,9 @@ SURVEY = text(f"""
 """)  # noqa: S608 - no value is interpolated
 
 FETCHED = text("""
-    UPDATE results SET fetched_at = clock_timestamp() FROM jobs
+    UPDATE results SET fetched_at = now() FROM jobs
     WHERE job_id = :job_id AND jobs.id = job_id AND jobs.state = 'succeeded' AND jobs.ended_at = :ended_at
-        AND (fetched_at IS NULL OR fetched_at < jobs.ended_at)
+        AND fetched_at IS NULL
 """)
 
 HOLD = text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")

@@ -155,11 +155,13 @@ SETTLE = text(f"""
             corrected.input_tokens + corrected.cached_input_tokens + corrected.cache_write_tokens
                 + corrected.output_tokens + corrected.reasoning_tokens - coalesce(taken.upper_bound_tokens, 0), 0, 0
         FROM corrected JOIN taken USING (call_id)
-    ), {spending.MOVE}, kept AS (
+    ), {spending.MOVE}, unpurged AS (
+        SELECT id FROM jobs WHERE id IN (SELECT job_id FROM taken) AND purged_at IS NULL ORDER BY id FOR KEY SHARE
+    ), kept AS (
         INSERT INTO answers (job_id, request_digest, call_id, model_served, finish_reason, text)
         SELECT taken.job_id, given.request_digest, call_id, given.model_served, given.finish_reason, given.answer
         FROM given JOIN taken USING (call_id) WHERE given.answer IS NOT NULL
-            AND EXISTS (SELECT 1 FROM jobs WHERE id = taken.job_id AND purged_at IS NULL)
+            AND taken.job_id IN (SELECT id FROM unpurged)
         ON CONFLICT DO NOTHING
     ), standing AS (
         SELECT tenant, project, period, unit, after, after - before AS grown

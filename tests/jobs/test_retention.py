@@ -1,6 +1,6 @@
 """What is forgotten, when, and beside whom: text goes, the ledger stays, and no live job loses its payload."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from penstock.jobs import dead_letters, queries, release, reruns, retention, submission
+from penstock.jobs import dead_letters, execution, queries, release, reruns, retention, submission
 from penstock.jobs.execution import ClaimedJob, Ending, Outcome
 from penstock.jobs.release import Allowance
 from penstock.jobs.retention import PurgeProof, TextRows
@@ -74,7 +74,7 @@ def degraded_job(engine: Engine) -> UUID:
 
 
 def purge(
-    engine: Engine, periods: dict[str, float | None] | None = None, default: float | None = None, most: int = 100
+    engine: Engine, periods: Mapping[str, float | None] | None = None, default: float | None = None, most: int = 100
 ) -> int:
     with engine.begin() as connection:
         return retention.purge_expired(connection, periods or {}, default, most=most)
@@ -92,13 +92,13 @@ def fetch(engine: Engine, job_id: UUID) -> None:
 def held(engine: Engine, job_id: UUID) -> TextRows:
     """Count the rows that hold text of one job."""
     with engine.begin() as connection:
-        counts = [
-            connection.scalar(text(f"SELECT count(*) FROM {table} WHERE job_id = :id"), {"id": job_id})
+        payloads, answers, results = (
+            connection.scalar(text(f"SELECT count(*) FROM {table} WHERE job_id = :id"), {"id": job_id}) or 0
             for table in ("payloads", "answers", "results")
-        ]
+        )
     row = rows.row(engine, job_id)
     labels = (row["document_name"], row["metadata"], row["detail"])
-    return TextRows(*counts, labels=int(labels != (None, {}, None)))
+    return TextRows(payloads, answers, results, int(labels != (None, {}, None)))
 
 
 def has_payload(engine: Engine, job_id: UUID) -> bool:
@@ -133,7 +133,7 @@ def test_text_goes_after_the_period_and_the_history_and_the_ledger_stay(engine: 
     changed = {name: row[name] for name in row if row[name] != was[name]}
     purged_at = changed.pop("purged_at")
     assert isinstance(purged_at, datetime)
-    lost = {"document_name": None, "metadata": {}}
+    lost: dict[str, Any] = {"document_name": None, "metadata": {}}
     assert changed == (lost | {"detail": None} if state == "dead" else lost)
     for table in ("attempts", "ledger", "tenant_shares", "workers"):
         assert after[table] == before[table]
@@ -204,7 +204,7 @@ def test_a_second_purge_finds_nothing_to_do(engine: Engine) -> None:
 
 def test_a_purge_is_bounded_and_takes_the_oldest_first(engine: Engine) -> None:
     ids = [ended_job(engine, days_ago=days) for days in (4, 8, 6, 7, 5)]
-    gone = []
+    gone: list[set[int]] = []
     for _ in range(4):
         assert purge(engine, {"acme": 1.0}, most=2) == [2, 2, 1, 0][len(gone)]
         gone.append(
@@ -331,7 +331,7 @@ def test_two_purges_at_once_share_the_jobs_without_waiting(engine: Engine) -> No
 def test_a_purge_neither_waits_for_an_end_that_is_being_written_nor_misses_it(engine: Engine) -> None:
     job = rows.running_job(engine)
     with engine.connect() as ending:
-        assert rows.execution.finish(ending, [rows.death(job)]) == [True]
+        assert execution.finish(ending, [rows.death(job)]) == [True]
         assert purge(engine, NOTHING_KEPT) == 0
         ending.commit()
     assert has_payload(engine, job.id)
