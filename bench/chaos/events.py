@@ -7,6 +7,7 @@ from typing import Protocol
 
 from bench.chaos.conductor import Action
 from bench.chaos.databases import Databases
+from bench.chaos.places import TIER, models_of
 from bench.chaos.plan import Plan
 from bench.chaos.processes import Kept
 from bench.chaos.provider import Provider
@@ -42,17 +43,16 @@ class Events:
 
     def actions(self) -> dict[str, Action]:
         """Name everything."""
-        provider = self._scene.provider
         return {
             "kill_worker": self.kill_worker,
             "freeze_worker": self.freeze_worker,
             "kill_producer": self.kill_producer,
             "restart_redis": self._scene.databases.restart_redis,
             "flush_redis": self._scene.databases.flush_redis,
-            "provider_errors": partial(provider.misbehave, "server_error", probability=BAD_SHARE, until_s=BURST_S),
-            "provider_hangs": partial(provider.misbehave, "hang", count=FEW),
-            "provider_cuts": partial(provider.misbehave, "cut", count=FEW),
-            "provider_throttles": partial(provider.misbehave, "throttled", count=FEW, retry_after=1),
+            "provider_errors": partial(self.misbehave, "server_error", probability=BAD_SHARE, until_s=BURST_S),
+            "provider_hangs": partial(self.misbehave, "hang", count=FEW),
+            "provider_cuts": partial(self.misbehave, "cut", count=FEW),
+            "provider_throttles": partial(self.misbehave, "throttled", count=FEW, retry_after=1),
         }
 
     def kill_worker(self) -> bool:
@@ -80,6 +80,10 @@ class Events:
             return False
         self._chance.choice(busy).kill()
         return True
+
+    def misbehave(self, fault: str, **parameters: object) -> None:
+        """Break one of the models."""
+        self._scene.provider.misbehave(fault, model=self._chance.choice(models_of(TIER)), **parameters)
 
     def killed(self, pid: int) -> None:
         """Hear that a worker was killed."""

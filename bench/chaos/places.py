@@ -19,34 +19,37 @@ WINDOW = 200_000
 LONGEST = 4096
 
 
-def model_of(tier: str) -> str:
-    """Name the one model of a tier."""
-    return f"sim-{tier}"
+MODELS = ("one", "two")
+
+
+def models_of(tier: str) -> list[str]:
+    """Name the models of a tier, the preferred one first."""
+    return [f"{tier}-{name}" for name in MODELS]
 
 
 def write_config(folder: Path, tiers: Iterable[str], plan: Plan) -> None:
-    """Write tiers, each with a model of its own, models, quotas and prices."""
+    """Write tiers, each with models of its own, models, quotas and prices."""
     folder.mkdir(parents=True)
     tables, models, prices = {}, {}, {}
     for tier in tiers:
-        model = model_of(tier)
         tables[f"tiers.{tier}"] = {
-            "deployments": [model],
+            "deployments": models_of(tier),
             "processes": plan.pools,
             "concurrency": plan.slots,
             "timeout_s": plan.timeout_s,
             "max_failures": 5,
         }
-        models[f"models.{model}"] = {
-            "model": f"openai/{model}",
-            "account": "simulator",
-            "quota": model,
-            "api_base_env": "PENSTOCK_SIMULATOR_URL",
-            "context_window": WINDOW,
-            "max_output_tokens": LONGEST,
-        }
-        models[f"quotas.{model}"] = {**LIMITS, "concurrency": CONCURRENCY}
-        prices[f"[[prices.{model}]]"] = {"starts": date(2026, 1, 1), **PRICES}
+        for model in models_of(tier):
+            models[f"models.{model}"] = {
+                "model": f"openai/{model}",
+                "account": "simulator",
+                "quota": model,
+                "api_base_env": "PENSTOCK_SIMULATOR_URL",
+                "context_window": WINDOW,
+                "max_output_tokens": LONGEST,
+            }
+            models[f"quotas.{model}"] = {**LIMITS, "concurrency": CONCURRENCY}
+            prices[f"[[prices.{model}]]"] = {"starts": date(2026, 1, 1), **PRICES}
     write_toml(folder / "tiers.toml", tables)
     write_toml(folder / "models.toml", models)
     write_toml(folder / "prices.toml", prices)
@@ -62,7 +65,7 @@ def write_simulator(path: Path, tiers: Iterable[str], plan: Plan) -> None:
         "latency": {"median_ms": plan.latency_ms, "sigma": 0.4},
         "prices": PRICES,
     }
-    write_toml(path, {"seed": plan.seed, **{f"models.{model_of(tier)}": model for tier in tiers}})
+    write_toml(path, {"seed": plan.seed, **{f"models.{name}": model for tier in tiers for name in models_of(tier)}})
 
 
 def environment(home: Path, simulator_url: str, plan: Plan) -> dict[str, str]:

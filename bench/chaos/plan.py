@@ -4,22 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 EVENTS = {
-    "kill_worker": 12,
-    "kill_feeder": 5,
-    "kill_upkeep": 1,
-    "kill_producer": 3,
-    "freeze_worker": 6,
-    "restart_redis": 8,
-    "flush_redis": 5,
-    "restart_postgres": 1,
-    "provider_errors": 8,
-    "provider_hangs": 5,
-    "provider_cuts": 8,
-    "provider_throttles": 6,
-    "poison": 3,
-    "replay": 8,
+    "kill_worker": 80,
+    "kill_feeder": 50,
+    "kill_upkeep": 10,
+    "kill_producer": 50,
+    "freeze_worker": 30,
+    "restart_redis": 50,
+    "flush_redis": 15,
+    "restart_postgres": 10,
+    "provider_errors": 150,
+    "provider_hangs": 80,
+    "provider_cuts": 225,
+    "provider_throttles": 150,
+    "poison": 10,
+    "replay": 90,
 }
-"""What can happen, and how often beside the rest."""
+"""What can happen, and how often in 1,000 times, which are ten minutes."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Plan:
     jobs: int
     calm_jobs: int
     seed: int
-    jobs_per_s: float = 100.0
+    jobs_per_s: float = 120.0
     pools: int = 4
     producers: int = 4
     slots: int = 60
     lease_s: float = 30.0
     timeout_s: float = 8.0
-    latency_ms: float = 1000.0
+    latency_ms: float = 800.0
     pause_s: tuple[float, float] = (0.3, 0.9)
     recovered_within_s: float = 40.0
     rounds: int = 5

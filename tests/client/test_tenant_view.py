@@ -188,7 +188,6 @@ def test_without_the_name_of_a_tenant_there_are_no_rows(single: Engine, acme: Ow
         assert visible(connection) == {table: set() for table in OWNERS}
 
 
-@pytest.mark.xfail(strict=True, reason="the policies take the empty setting that a transaction leaves for a name")
 def test_a_request_that_was_refused_with_its_tenant_is_nobodys(single: Engine) -> None:
     with single.begin() as connection:
         bury_refused(connection, uuid4(), tenant="", prompt="", detail="tenant: is no name")

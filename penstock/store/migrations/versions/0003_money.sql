@@ -86,11 +86,16 @@ FROM ledger CROSS JOIN (VALUES ('day'), ('month')) AS periods(period) WHERE stat
 GROUP BY 1, 3, 4;
 
 -- A tenant's own reads are made by this role, with the tenant's name in the setting penstock.tenant.
+-- Where the owner of the tables may create no role, somebody who may has to create and grant it before.
 DO $$ BEGIN
-    CREATE ROLE penstock_tenant NOLOGIN;
-EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+    IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'penstock_tenant') THEN
+        CREATE ROLE penstock_tenant NOLOGIN;
+    END IF;
+    IF NOT pg_has_role(current_user, 'penstock_tenant', 'MEMBER') THEN
+        GRANT penstock_tenant TO CURRENT_USER;
+    END IF;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;  -- another database of the server, at the same moment
 END $$;
-GRANT penstock_tenant TO CURRENT_USER;
 GRANT SELECT ON jobs, results, attempts, ledger, ledger_corrections, ledger_amounts, budgets, spending
     TO penstock_tenant;
 
@@ -103,13 +108,13 @@ ALTER TABLE budgets ENABLE ROW LEVEL SECURITY;
 ALTER TABLE spending ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY tenant_reads ON jobs FOR SELECT TO penstock_tenant
-    USING (tenant = current_setting('penstock.tenant', true));
+    USING (tenant = nullif(current_setting('penstock.tenant', true), ''));
 CREATE POLICY tenant_reads ON ledger FOR SELECT TO penstock_tenant
-    USING (tenant = current_setting('penstock.tenant', true));
+    USING (tenant = nullif(current_setting('penstock.tenant', true), ''));
 CREATE POLICY tenant_reads ON budgets FOR SELECT TO penstock_tenant
-    USING (tenant = current_setting('penstock.tenant', true));
+    USING (tenant = nullif(current_setting('penstock.tenant', true), ''));
 CREATE POLICY tenant_reads ON spending FOR SELECT TO penstock_tenant
-    USING (tenant = current_setting('penstock.tenant', true));
+    USING (tenant = nullif(current_setting('penstock.tenant', true), ''));
 CREATE POLICY tenant_reads ON results FOR SELECT TO penstock_tenant
     USING (EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id));
 CREATE POLICY tenant_reads ON attempts FOR SELECT TO penstock_tenant
