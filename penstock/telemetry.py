@@ -36,6 +36,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "feeder.released": ("jobs",),
     "feeder.republished": ("jobs",),
     "upkeep.calls_unknown": ("calls",),
+    "upkeep.purged": ("jobs",),
     "lease.lost": (),
     "service.unavailable": ("service", "error", "retry_s"),
 }

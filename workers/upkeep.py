@@ -68,7 +68,10 @@ def sweep(engine: Engine, doorbell: Doorbell, *, recover: bool = True, tenants: 
 
 def _purge(engine: Engine, tenants: Tenants) -> int:
     with engine.begin() as connection:
-        return retention.purge_expired(connection, tenants.retention_days, tenants.default.retention_days)
+        purged = retention.purge_expired(connection, tenants.retention_days, tenants.default.retention_days)
+    if purged:
+        telemetry.emit("upkeep.purged", jobs=purged)
+    return purged
 
 
 def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: float, tenants: Tenants) -> None:

@@ -14,6 +14,7 @@ from bench.chaos.provider import Provider
 
 LEAST_ALIVE = 1
 BURST_S = 1.5
+"""A fault is gone by then, struck or not: what opens a breaker must not wait for each of its probes."""
 FEW = 8
 BAD_SHARE = 0.5
 
@@ -50,9 +51,9 @@ class Events:
             "restart_redis": self._scene.databases.restart_redis,
             "flush_redis": self._scene.databases.flush_redis,
             "provider_errors": partial(self.misbehave, "server_error", probability=BAD_SHARE, until_s=BURST_S),
-            "provider_hangs": partial(self.misbehave, "hang", count=FEW),
-            "provider_cuts": partial(self.misbehave, "cut", count=FEW),
-            "provider_throttles": partial(self.misbehave, "throttled", count=FEW, retry_after=1),
+            "provider_hangs": partial(self.misbehave, "hang", count=FEW, until_s=BURST_S),
+            "provider_cuts": partial(self.misbehave, "cut", count=FEW, until_s=BURST_S),
+            "provider_throttles": partial(self.misbehave, "throttled", count=FEW, until_s=BURST_S, retry_after=1),
         }
 
     def kill_worker(self) -> bool:

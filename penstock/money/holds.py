@@ -70,24 +70,32 @@ def decide(wants: Sequence[Want], budgets: Iterable[Budget], spent: Mapping[Acco
 
 def _decide(want: Want, limits: Mapping[Account, list[Budget]], spent: Mapping[Account, Spent]) -> Hold | Shortfall:
     accounts = accounts_of(want.tenant, want.project)
-    max_tokens, over_soft_limit = want.max_tokens, False
-    for account in accounts:
-        for budget in limits.get(account, ()):
-            used = spent[account].used(budget.unit)
-            if budget.soft_limit is not None and used > budget.soft_limit:
-                over_soft_limit = True
-            if budget.hard_limit is None:
-                continue
-            affordable = _affordable(want.bound, budget.unit, budget.hard_limit - used)
-            if affordable < want.least_max_tokens:
-                free_of_holds = budget.hard_limit - spent[account].settled[budget.unit]
-                may_pass = _affordable(want.bound, budget.unit, free_of_holds) >= want.least_max_tokens
-                return Shortfall(budget, may_pass)
-            max_tokens = min(max_tokens, affordable)
+    own = [(budget, spent[account]) for account in accounts for budget in limits.get(account, ())]
+    shortfalls = [found for budget, so_far in own if (found := _shortfall(want, budget, so_far)) is not None]
+    if shortfalls:
+        return min(shortfalls, key=lambda found: found.may_pass)  # one that stays decides
+    max_tokens = min([want.max_tokens, *(_left(want, budget, so_far) for budget, so_far in own)])
+    over_soft_limit = any(
+        budget.soft_limit is not None and so_far.used(budget.unit) > budget.soft_limit for budget, so_far in own
+    )
     for account in accounts:
         for unit, amount in _amounts(want.bound, max_tokens).items():
             spent[account].held[unit] += amount
     return Hold(max_tokens, over_soft_limit)
+
+
+def _shortfall(want: Want, budget: Budget, so_far: Spent) -> Shortfall | None:
+    if _left(want, budget, so_far) >= want.least_max_tokens:
+        return None
+    settled_alone = Spent(settled=so_far.settled)
+    return Shortfall(budget, may_pass=_left(want, budget, settled_alone) >= want.least_max_tokens)
+
+
+def _left(want: Want, budget: Budget, so_far: Spent) -> int:
+    """Give the largest `max_tokens` that a budget can still pay."""
+    if budget.hard_limit is None:
+        return want.max_tokens
+    return _affordable(want.bound, budget.unit, budget.hard_limit - so_far.used(budget.unit))
 
 
 def _affordable(bound: UpperBound, unit: Unit, room: int) -> int:
