@@ -24,7 +24,10 @@ class TenantEntry(Frozen):
 
 
 class TenantFile(Frozen):
-    """The shape of tenants.toml; the table `default` holds for what a tenant's own table does not say, or has none."""
+    """The shape of tenants.toml; the table `default` holds for tenants that have none of their own.
+
+    A period of retention holds for those too that have a table which does not name one: nobody loses it by a weight.
+    """
 
     default: TenantEntry = TenantEntry()
     tenants: dict[Tenant, TenantEntry] = Field(default_factory=dict)
@@ -60,4 +63,6 @@ class Tenants:
 
 
 def _completed(entry: TenantEntry, default: TenantEntry) -> TenantEntry:
-    return default.model_copy(update={name: getattr(entry, name) for name in entry.model_fields_set})
+    if "retention_days" in entry.model_fields_set:
+        return entry
+    return entry.model_copy(update={"retention_days": default.retention_days})

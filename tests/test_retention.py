@@ -76,7 +76,7 @@ def test_the_period_is_the_tenants_own_or_the_default(tmp_path: Path) -> None:
         "[default]\nretention_days = 30\n[tenants.acme]\nretention_days = 0\n[tenants.globex]\nretention_days = 0.5\n"
         "[tenants.zeta]\nweight = 2\n",
     )
-    assert tenants.retention_days == {"acme": 0.0, "globex": 0.5, "zeta": None}
+    assert tenants.retention_days == {"acme": 0.0, "globex": 0.5, "zeta": 30.0}
     assert tenants.default.retention_days == 30.0
     assert tenants.entry("nobody").retention_days == 30.0
 
@@ -106,7 +106,10 @@ def test_a_period_that_is_none_is_named(tmp_path: Path, value: str) -> None:
 
 
 def test_upkeep_purges_by_the_tenants_periods(engine: Engine, doorbell: Doorbell, tmp_path: Path) -> None:
-    tenants = load(tmp_path, "[default]\nretention_days = 1\n[tenants.acme]\nretention_days = 0\n[tenants.zeta]\n")
+    tenants = load(
+        tmp_path,
+        "[default]\nretention_days = 1\n[tenants.acme]\nretention_days = 0\n[tenants.zeta]\nretention_days = 36500\n",
+    )
     acme = ended_job(engine, "cancelled")
     old, new = ended_job(engine, tenant="globex", days_ago=2), ended_job(engine, tenant="globex")
     kept = ended_job(engine, tenant="zeta", days_ago=9_000)

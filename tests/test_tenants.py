@@ -25,12 +25,12 @@ def test_an_empty_file_is_as_none(tmp_path: Path, content: str) -> None:
     assert (tenants.entry("acme"), tenants.named) == (TenantEntry(), {})
 
 
-def test_what_a_tenants_table_does_not_say_is_the_default(tmp_path: Path) -> None:
+def test_a_tenant_has_its_own_table_and_all_others_the_default(tmp_path: Path) -> None:
     tenants = load(
         tmp_path, "[default]\nweight = 0.5\nconcurrency = 4\n[tenants.acme]\nweight = 3\n[tenants.'a.b_c-1']\n"
     )
-    assert tenants.entry("acme") == TenantEntry(weight=3.0, concurrency=4)
-    assert tenants.entry("a.b_c-1") == TenantEntry(weight=0.5, concurrency=4)
+    assert tenants.entry("acme") == TenantEntry(weight=3.0, concurrency=None)
+    assert tenants.entry("a.b_c-1") == TenantEntry(weight=1.0, concurrency=None)
     assert tenants.entry("globex") == TenantEntry(weight=0.5, concurrency=4)
     assert sorted(tenants.named) == ["a.b_c-1", "acme"]
 

@@ -16,10 +16,11 @@ Action = Callable[[], bool | None]
 class Conductor:
     """Draws an event every few hundred milliseconds; one that does not exist here, or cannot happen, is left out."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Begin with nothing that can happen."""
+    def __init__(self, plan: Plan, note: Callable[[str], None]) -> None:
+        """Begin with nothing that can happen; `note` is told what does."""
         self.actions: Mapping[str, Action] = {}
         self.happened: Counter[str] = Counter()
+        self._note = note
         self._plan = plan
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
@@ -33,6 +34,7 @@ class Conductor:
             kind = chance.choices(kinds, weights)[0]
             if kind in self.actions and self.actions[kind]() is not False:
                 self.happened[kind] += 1
+                self._note(kind)
         while self._later:
             self._rest(0.1, hurry=True)
 

@@ -31,6 +31,10 @@ class Scene(Protocol):
         """Give the workers that can take jobs now."""
         ...
 
+    def note(self, event: str) -> None:
+        """Write down that something happened."""
+        ...
+
 
 class Events:
     """What happens to any kind of workers; `frozen` are those that stand still now."""
@@ -61,6 +65,7 @@ class Events:
         victim = self._victim()
         if victim is None:
             return False
+        self._scene.note(f"kill {victim.name}")
         self.killed(victim.kill())
         return True
 
@@ -69,6 +74,7 @@ class Events:
         victim = None if self.frozen else self._victim()
         if victim is None:
             return False
+        self._scene.note(f"freeze {victim.name}")
         victim.freeze()
         self.frozen.append(victim)
         self._later(self._scene.plan.frozen_s, lambda: self._thaw(victim))
@@ -91,6 +97,7 @@ class Events:
 
     def _thaw(self, victim: Kept) -> None:
         victim.thaw()
+        self._scene.note(f"thaw {victim.name}")
         self.frozen.remove(victim)
 
     def _victim(self) -> Kept | None:

@@ -98,7 +98,7 @@ def conduct(site: Site, made: Run) -> None:
     tell(f"penstock: {site.plan.jobs} jobs while everything breaks")
     begun_s, ended_before = time.monotonic(), count(site, ENDED)
     site.produce("chaos", site.plan.jobs)
-    conductor = Conductor(site.plan)
+    conductor = Conductor(site.plan, site.note)
     events = PenstockEvents(site, conductor.later)
     conductor.actions = events.actions()
     enough = ended_before + DONE_SHARE * site.plan.jobs

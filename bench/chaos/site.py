@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Engine, text
@@ -49,6 +50,11 @@ class Site:
         with self.engine.connect() as connection:
             pids = set(connection.scalars(LIVING, {"tier": TIER}))
         return [pool for pool in self.pools if pool.is_running and pool.pid in pids]
+
+    def note(self, event: str) -> None:
+        """Write down when something happened."""
+        with (self.home / "events.log").open("a") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {event}\n")
 
     def journals(self) -> list[Path]:
         """Give the files in which producers write down what was accepted."""

@@ -185,7 +185,7 @@ def _lane_keys(quota: str) -> tuple[str, str, str]:
 
 
 def _tenant_key(quota: str, tenant: str) -> str:
-    return f"{{penstock:quota:{quota}}}:tenant:{tenant}:leases"
+    return f"{{penstock:quota:{quota}}}:leases:tenant:{tenant}"
 
 
 def _lease_key(quota: str, lease: UUID) -> str:

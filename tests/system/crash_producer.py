@@ -2,6 +2,7 @@
 
 import sys
 
+from bench.chaos.texts import PROMPT
 from penstock.client import Client
 from tests.system.crash_rig import DOCUMENT, tenant
 
@@ -9,8 +10,8 @@ from tests.system.crash_rig import DOCUMENT, tenant
 def main() -> None:
     tier, key = sys.argv[1:]
     with Client() as client:
-        fields = {"tenant": tenant(tier), "prompt": "bench_summary", "tier": tier, "document": DOCUMENT}
-        print(client.submit(**fields, idempotency_key=key))
+        job_id = client.submit(tenant=tenant(tier), prompt=PROMPT, tier=tier, document=DOCUMENT, idempotency_key=key)
+    sys.stdout.write(f"{job_id}\n")
 
 
 if __name__ == "__main__":

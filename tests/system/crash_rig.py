@@ -4,13 +4,11 @@ One Postgres serves several rigs, each with a database, a Redis and processes of
 with a model for each tier.
 """
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +19,9 @@ import httpx
 import redis
 from sqlalchemy import Row, text
 
-from bench.chaos.places import environment, model_of, write_config
+from bench.chaos.places import TIER, environment, models_of, write_config
 from bench.chaos.plan import Plan
+from bench.chaos.texts import PROMPT
 from penstock.client import Client
 from penstock.client.doorbell import Doorbell
 from penstock.jobs.release import Release
@@ -33,7 +32,8 @@ from penstock.store.db import sync_engine
 from penstock.store.schema import migrate
 from workers.embedded import PostgresServer, RedisServer
 
-PATIENCE_S = 60.0
+LIGHT_WORKER = "bench.chaos.worker"
+PATIENCE_S = 30.0
 LOOK_S = 0.05
 LONG_AGO_S = 16
 """Longer than the feeder takes a message to be on its way."""
@@ -57,6 +57,11 @@ class Process:
         code = self.popen.wait(PATIENCE_S)
         assert code == -signal.SIGKILL, f"it ended with {code}: {self.log.read_text()[-2000:]}"
 
+    def lives(self) -> bool:
+        """Tell that it runs; fail with the end of its log if it does not."""
+        assert self.popen.poll() is None, f"{self.log.name}: {self.log.read_text()[-2000:]}"
+        return True
+
     def kill(self) -> None:
         self.popen.kill()
         self.popen.wait()
@@ -79,9 +84,7 @@ class Rig:
 
     def __enter__(self) -> Self:
         home = self.home / self.name
-        write_config(home / "config", self.tiers, PLAN)
-        for tier in self.tiers:
-            write_config(home / f"only-{tier}", [tier], PLAN)
+        write_config(home / "config", [TIER, *self.tiers], PLAN)
         self.redis = RedisServer(home / "redis")
         self.redis.start()
         url = self.postgres.url
@@ -110,34 +113,33 @@ class Rig:
         self.engine.dispose()
         self.redis.stop()
 
-    def start(self, module: str, *arguments: str, failpoint: str = "", only: str = "") -> Process:
-        """Start a process, armed with a failpoint if one is given, which knows the tier `only` or else all of them."""
+    def start(self, module: str, *arguments: str, failpoint: str = "") -> Process:
+        """Start a process, armed with a failpoint if one is given."""
         log = self.home / f"{self.name}-{len(self.processes)}-{module}-{'-'.join(arguments)}.log"
         armed = {"PENSTOCK_FAILPOINT": failpoint} if failpoint else {}
-        config = {"PENSTOCK_CONFIG": str(self.home / self.name / f"only-{only}")} if only else {}
         with log.open("wb") as output:
             popen = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=self.variables | armed | config,
+                env=self.variables | armed,
                 start_new_session=True,
             )
         process = Process(popen, log)
         self.processes.append(process)
         return process
 
-    def worker(self, tier: str, *, failpoint: str = "", module: str = "bench.chaos.worker") -> Process:
+    def worker(self, tier: str, *, failpoint: str = "", module: str = LIGHT_WORKER) -> Process:
         """Start a pool of a tier and wait for its lease."""
         worker = self.start(module, tier, failpoint=failpoint)
         lives = text("SELECT count(*) FROM workers WHERE split_part(id, ':', 2) = :pid AND lease_until > now()")
-        self.eventually(lambda: self.row(lives, pid=str(worker.pid))[0] == 1)
+        self.eventually(lambda: worker.lives() and self.row(lives, pid=str(worker.pid))[0] == 1)
         return worker
 
     def submit(self, tier: str, **fields: Any) -> UUID:
         """Submit a job of a tier, whose tenant has its name."""
-        return self.client.submit(tenant=tenant(tier), prompt="bench_summary", tier=tier, document=DOCUMENT, **fields)
+        return self.client.submit(tenant=tenant(tier), prompt=PROMPT, tier=tier, document=DOCUMENT, **fields)
 
     def ring(self, job_id: UUID) -> None:
         """Send the job's message once more."""
@@ -185,20 +187,47 @@ class Rig:
             assert time.monotonic() < ends_at, "it did not come to hold"
             time.sleep(LOOK_S)
 
-    def misbehave(self, tier: str, name: str, **parameters: Any) -> None:
-        """Have the model of a tier misbehave once."""
-        fault = {"name": name, "model": model_of(tier), "count": 1, **parameters}
+    def misbehave(self, tier: str, name: str, *, count: int = 1, **parameters: Any) -> None:
+        """Have the first model of a tier misbehave, once if not said otherwise."""
+        fault = {"name": name, "model": models_of(tier)[0], "count": count, **parameters}
         httpx.post(f"{self.simulator}/faults", json={"faults": [fault]}).raise_for_status()
 
-    def counts(self, tier: str) -> dict[str, int]:
-        """Give what the simulator says of the model of a tier."""
-        models = httpx.get(f"{self.simulator}/stats").json()["models"]
-        return dict(models.get(model_of(tier), {"received": 0, "in_flight": 0}))
+    def received(self, tier: str) -> int:
+        """Count the calls that came to the models of a tier."""
+        return self._count(tier, "received")
+
+    def in_flight(self, tier: str) -> int:
+        """Count those that are being answered."""
+        return self._count(tier, "in_flight")
 
     def invoice(self, tier: str) -> dict[UUID, int]:
-        """Give the invoice of the model of a tier by call."""
+        """Give the invoice of the models of a tier by call."""
         lines = httpx.get(f"{self.simulator}/invoice").json()["lines"]
-        return {UUID(line["client_request_id"]): line["nanodollars"] for line in lines if line["model"] == model_of(tier)}
+        mine = [line for line in lines if line["model"] in models_of(tier)]
+        return {UUID(line["client_request_id"]): line["nanodollars"] for line in mine}
+
+    def calls(self, job_id: UUID) -> Sequence[Row[Any]]:
+        """Give the calls of a job as the ledger has them, corrections included, the oldest first."""
+        return self.rows(
+            """
+            SELECT ledger.call_id, state, upper_bound_nanodollars, (
+                SELECT sum(nanodollars)::bigint FROM ledger_amounts WHERE call_id = ledger.call_id) AS nanodollars
+            FROM ledger WHERE job_id = :id ORDER BY intended_at
+            """,
+            id=job_id,
+        )
+
+    def spending(self, tier: str) -> Sequence[Row[Any]]:
+        """Give what the tenant of a tier has spent, by day and by month."""
+        return self.rows("SELECT * FROM spending WHERE tenant = :tenant", tenant=tenant(tier))
+
+    def is_announced(self, job_id: UUID) -> bool:
+        """Tell whether the death of a job is known to be published."""
+        return bool(self.row(text("SELECT announced FROM jobs WHERE id = :id"), id=job_id)[0])
+
+    def _count(self, tier: str, what: str) -> int:
+        models = httpx.get(f"{self.simulator}/stats").json()["models"]
+        return sum(int(models[name][what]) for name in models_of(tier) if name in models)
 
 
 def tenant(tier: str) -> str:

@@ -1,0 +1,265 @@
+"""`migrate` goes as far as older code can bear, whoever else migrates; what expands takes nothing from older code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+
+from penstock.store import schema
+from penstock.store.schema import MIGRATION_LOCK, migrate
+from tests.store import old_code
+from tests.store.conftest import Move
+from tests.store.databases import address, blocked, bring_to, contents, describe, eventually, phases, version
+from tests.store.old_code import UPPER_BOUND
+
+NEWEST = "0004"
+EXPANDED = "0003"
+WAITING = ["0004"]
+"""Where the schema ends, where it waits for code from before 0003 to stop, and what waits then."""
+
+COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|COMMENT ON [^;]*", re.DOTALL | re.IGNORECASE)
+NARROWS = {
+    "it drops something": r"DROP",
+    "it renames something": r"RENAME",
+    "it changes the type of a column": r"ALTER (COLUMN )?\S+ (SET DATA )?TYPE",
+    "it forbids NULL": r"SET NOT NULL",
+    "it adds a column that older code does not fill": r"ADD COLUMN (?![^,;]* DEFAULT )[^,;]* (NOT NULL|PRIMARY KEY)",
+    "it adds a constraint": r"ADD (CONSTRAINT|CHECK|UNIQUE|PRIMARY KEY|FOREIGN KEY|EXCLUDE)",
+    "it adds a unique index": r"CREATE UNIQUE INDEX",
+    "it adds a trigger or a rule": r"CREATE (OR REPLACE )?(CONSTRAINT )?(TRIGGER|RULE)",
+    "it takes rows away": r"TRUNCATE|DELETE FROM",
+    "it takes a right away": r"REVOKE",
+}
+"""What a migration that expands must not say: older code could no longer write, or read what it wrote."""
+
+LATER = """
+revision = "{revision}"
+down_revision = "{before}"
+phase = "{phase}"
+
+
+def upgrade() -> None:
+    from alembic import op
+
+    op.execute("CREATE TABLE t{revision} (id integer)")
+
+
+def downgrade() -> None:
+    pass
+"""
+
+
+def narrowing(sql: str) -> list[str]:
+    """Say by what a text takes something from older code."""
+    words = " ".join(COMMENT.sub(" ", sql).split()).replace("( ", "(")
+    return [why for why, pattern in NARROWS.items() if re.search(rf"\b(?:{pattern})\b", words, re.IGNORECASE)]
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """Collect what is run on the engine."""
+    run: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        run.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield run
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def others(run: list[str]) -> str:
+    """Give what is not Alembic's own bookkeeping."""
+    return ";\n".join(each for each in run if "alembic_version" not in each)
+
+
+def test_the_phase_of_every_migration_is_one_of_two() -> None:
+    assert list(phases()) == [f"{number:04}" for number in range(1, len(phases()) + 1)]
+    assert set(phases().values()) == {"expand", "contract"}
+    assert [name for name, phase in phases().items() if phase == "contract"] == WAITING
+
+
+@pytest.mark.parametrize("name", [name for name, phase in phases().items() if phase == "expand" and name >= "0003"])
+def test_a_migration_that_expands_takes_nothing_from_older_code(database: Engine, move: Move, name: str) -> None:
+    move(f"{int(name) - 1:04}")
+    with statements(database) as run:
+        move(name)
+    assert "ADD COLUMN" in others(run) or "CREATE TABLE" in others(run)
+    assert narrowing(others(run)) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("ALTER TABLE jobs DROP COLUMN detail", "it drops something"),
+        ("DROP TABLE answers", "it drops something"),
+        ("DO $$ BEGIN DROP INDEX jobs_dead; END $$", "it drops something"),
+        ("ALTER TABLE jobs RENAME COLUMN detail TO details", "it renames something"),
+        ("alter table jobs\n    rename to work", "it renames something"),
+        ("ALTER TABLE jobs ALTER COLUMN fence TYPE integer", "it changes the type of a column"),
+        ("ALTER TABLE jobs ALTER fence SET DATA TYPE integer", "it changes the type of a column"),
+        ("ALTER TABLE jobs ALTER COLUMN detail\n    SET NOT NULL", "it forbids NULL"),
+        ("ALTER TABLE jobs ADD COLUMN a text NOT NULL", "it adds a column that older code does not fill"),
+        (
+            "ALTER TABLE jobs ADD COLUMN a text NOT NULL DEFAULT '', ADD COLUMN b text NOT NULL",
+            "it adds a column that older code does not fill",
+        ),
+        (
+            "ALTER TABLE jobs ADD COLUMN b text NOT NULL, ADD COLUMN a text NOT NULL DEFAULT ''",
+            "it adds a column that older code does not fill",
+        ),
+        ("ALTER TABLE jobs ADD CONSTRAINT positive CHECK (fence > 0)", "it adds a constraint"),
+        ("ALTER TABLE jobs ADD CHECK (fence > 0)", "it adds a constraint"),
+        ("CREATE UNIQUE INDEX jobs_once ON jobs (content_digest)", "it adds a unique index"),
+        ("CREATE TRIGGER t BEFORE UPDATE ON jobs EXECUTE FUNCTION f()", "it adds a trigger or a rule"),
+        ("CREATE OR REPLACE TRIGGER t BEFORE UPDATE ON jobs EXECUTE FUNCTION f()", "it adds a trigger or a rule"),
+        ("CREATE CONSTRAINT TRIGGER t AFTER UPDATE ON jobs EXECUTE FUNCTION f()", "it adds a trigger or a rule"),
+        ("DELETE FROM tenant_shares", "it takes rows away"),
+        ("REVOKE INSERT ON jobs FROM penstock", "it takes a right away"),
+    ],
+)
+def test_a_text_that_narrows_is_told_by_what(sql: str, why: str) -> None:
+    harmless = "ALTER TABLE results ADD COLUMN z text;\n"
+    assert narrowing(sql) == narrowing(f"{harmless}{sql};\n{harmless}") == [why]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE jobs ADD COLUMN a text",
+        "ALTER TABLE jobs ADD COLUMN a text NOT NULL DEFAULT '', ADD COLUMN b text CHECK (b IN ('x', 'y'))",
+        "CREATE TABLE t (id uuid NOT NULL REFERENCES jobs, PRIMARY KEY (id), CONSTRAINT c CHECK (true))",
+        "CREATE INDEX i ON jobs (fence) WHERE detail IS NOT NULL",
+        "COMMENT ON COLUMN jobs.fence IS 'a trigger would DROP it'; CREATE TABLE t (id uuid)",
+        "-- nothing is dropped: DROP TABLE jobs\nCREATE TABLE t (dropped_at timestamptz /* RENAME */)",
+    ],
+)
+def test_a_text_that_adds_is_let_through(sql: str) -> None:
+    assert narrowing(sql) == []
+
+
+def test_what_contracts_would_be_refused_as_an_expansion(database: Engine, move: Move) -> None:
+    move(EXPANDED)
+    with statements(database) as run:
+        move("0004")
+    assert narrowing(others(run)) == ["it adds a trigger or a rule"]
+
+
+@pytest.mark.parametrize("contract", [False, True])
+def test_an_empty_database_gets_all_of_them(database: Engine, *, contract: bool) -> None:
+    assert migrate(database, contract=contract) == []
+    assert version(database) == NEWEST
+    first = describe(database)
+    assert migrate(database) == migrate(database, contract=True) == []
+    assert describe(database) == first
+
+
+def test_where_older_code_may_run_it_stops_before_the_first_that_contracts(database: Engine, move: Move) -> None:
+    move("0002")
+    call_id = old_code.intend(database, old_code.run_job(database))
+    old_code.settle(database, call_id, None)
+
+    assert migrate(database) == WAITING
+
+    assert version(database) == EXPANDED
+    stopped = describe(database), contents(database)
+    assert migrate(database) == WAITING
+    assert (version(database), describe(database), contents(database)) == (EXPANDED, *stopped)
+
+    assert migrate(database, contract=True) == []
+    assert version(database) == NEWEST
+    assert [(row["state"], row["nanodollars"]) for row in contents(database)["ledger"]] == [("unknown", UPPER_BOUND)]
+    ended = describe(database), contents(database)
+    assert migrate(database) == migrate(database, contract=True) == []
+    assert (describe(database), contents(database)) == ended
+
+
+def test_where_no_older_code_runs_it_goes_through_at_once(database: Engine, move: Move) -> None:
+    move("0002")
+    assert migrate(database, contract=True) == []
+    assert version(database) == NEWEST
+
+
+def test_what_expands_behind_one_that_contracts_waits_with_it(
+    database: Engine, move: Move, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("0002")
+    folder = Path(schema.__file__).parent / "migrations"
+    shutil.copytree(folder, tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    for revision, before, phase in (("0005", NEWEST, "expand"), ("0006", "0005", "contract")):
+        path = tmp_path / "migrations" / "versions" / f"{revision}.py"
+        path.write_text(LATER.format(revision=revision, before=before, phase=phase))
+    monkeypatch.setattr(schema, "__file__", str(tmp_path / "schema.py"))
+
+    assert migrate(database) == [*WAITING, "0005", "0006"]
+    assert version(database) == EXPANDED
+    bring_to(database, NEWEST)
+    assert migrate(database) == ["0006"]
+    assert (version(database), "t0005" in contents(database)) == ("0005", True)
+    assert migrate(database, contract=True) == []
+    assert version(database) == "0006"
+
+
+@contextmanager
+def holding_the_lock(engine: Engine) -> Iterator[Connection]:
+    """Be another process that migrates: rolled back at the end of the block."""
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        yield connection
+        connection.rollback()
+
+
+@pytest.mark.parametrize(
+    ("start", "contract", "ends", "waiting"),
+    [
+        ("", False, NEWEST, []),
+        ("0002", False, EXPANDED, WAITING),
+        ("0002", True, NEWEST, []),
+    ],
+)
+def test_two_that_migrate_at_once_come_to_the_same_end(
+    database: Engine, move: Move, start: str, *, contract: bool, ends: str, waiting: list[str]
+) -> None:
+    if start:
+        move(start)
+    found: list[Future[list[str]]] = []
+    with ThreadPoolExecutor(2) as threads:
+        with holding_the_lock(database):
+            found += [threads.submit(migrate, database, contract=contract) for _ in range(2)]
+            eventually(lambda: blocked(database) == 2)
+        assert [each.result() for each in found] == [waiting] * 2
+    assert version(database) == ends
+
+
+def test_two_processes_that_migrate_at_once_come_to_the_same_end(database: Engine, move: Move) -> None:
+    move("0002")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    environment["PENSTOCK_DATABASE_URL"] = address(database)
+    with holding_the_lock(database):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "penstock.cli", "migrate"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        eventually(lambda: blocked(database) == 2)
+    for process in processes:
+        out, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+        assert out.startswith("the schema is ready for this version; 0004 ")
+    assert version(database) == EXPANDED
