@@ -50,9 +50,9 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
     """Answer a request, by the first deployment that may be called and does answer.
 
     Each deployment is called at most once, and again only where an answer was cut at a `max_tokens` that was lower than
-    the prompt allows. Raises NotAdmittedError when none may be called now or be paid for, ProviderError with the reason class of the
-    last call, OutputInvalidError when an answer breaks the prompt's schema, and FencedError when the job belongs to a
-    later run.
+    the prompt allows. Raises NotAdmittedError when none may be called now or be paid for, ProviderError with the reason
+    class of the last call, OutputInvalidError when an answer breaks the prompt's schema, and FencedError when the job
+    belongs to a later run.
     """
     prompt = find_prompt(house, request.prompt)
     rendered = prompt.render(request.variables, request.document)

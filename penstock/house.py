@@ -56,7 +56,7 @@ class Running:
     def stop(self, runs: Sequence[Run]) -> None:
         """Stop runs whose job is no longer ours: cancelled, or taken over."""
         for run in runs:
-            if run in self.runs:
+            if run in self.runs and run not in self.lost:
                 self.lost.add(run)
                 self.runs[run].cancel()
 

@@ -20,6 +20,8 @@ from penstock import cli
 from penstock.client import Client
 from penstock.jobs.submission import bury_refused
 from penstock.settings import Settings, default_settings
+from tests.store.databases import address, bring_to, empty_database, version
+from workers.embedded import EmbeddedServices
 
 ROOT = Path(__file__).parents[1]
 PLAIN = str(ROOT / "samples" / "README.md")
@@ -305,6 +307,32 @@ def test_since_takes_minutes_hours_days_and_times(penstock: Penstock, client: Cl
 def test_check_and_migrate_say_that_all_is_well(penstock: Penstock) -> None:
     assert penstock("check").out == "3 tiers, 3 deployments, 5 prompt versions: all of it holds together\n"
     assert penstock("migrate") == Ran(0, "the schema is up to date\n", "")
+    assert penstock("migrate", "--contract") == Ran(0, "the schema is up to date\n", "")
+
+
+def test_migrate_says_what_waits_for_older_processes_and_contract_finishes_it(
+    bare: Penstock, services: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = (
+        "the schema is ready for this version; 0004 wait until no older one runs: then `penstock migrate --contract`\n"
+    )
+    with empty_database(services.postgres.url) as database:
+        bring_to(database, "0002")
+        monkeypatch.setenv("PENSTOCK_DATABASE_URL", address(database))
+        assert bare("migrate") == bare("migrate") == Ran(0, waits, "")
+        assert version(database) == "0003"
+        assert bare("migrate", "--contract") == Ran(0, "the schema is up to date\n", "")
+        assert version(database) == "0004"
+        assert bare("migrate") == Ran(0, "the schema is up to date\n", "")
+
+
+def test_migrate_brings_an_empty_database_up_to_date(
+    bare: Penstock, services: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with empty_database(services.postgres.url) as database:
+        monkeypatch.setenv("PENSTOCK_DATABASE_URL", address(database))
+        assert bare("migrate") == Ran(0, "the schema is up to date\n", "")
+        assert version(database) == "0004"
 
 
 @pytest.mark.parametrize("command", [["jobs", "list"], ["dead", "list"], ["submit", PLAIN, "--tenant", "acme"]])

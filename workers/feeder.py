@@ -30,7 +30,8 @@ from penstock.tenants import TenantEntry, Tenants
 PASS_S = 0.1
 WORK_S = 2.0
 LEAST_RELEASED = 32
-LOST_AFTER_S = 15.0
+LOST_AFTER_S = 4.0
+"""How long a message may be neither in the broker nor claimed before it is sent again: an emptied Redis costs this."""
 LOOKS_FOR_LOST_EVERY = 20
 
 

@@ -16,6 +16,7 @@ from penstock import telemetry
 from penstock.gates.limiter import HEARTBEAT_S
 from penstock.house import House
 from penstock.jobs import leases, queries
+from penstock.store.db import is_away
 
 HEARTBEATS_A_LEASE = 3
 LOOK_S = 1.0
@@ -40,12 +41,26 @@ def furnish(app: Any, build: Build) -> None:
         def start(self, worker: Any) -> None:
             worker.app.house = house = build(worker_name())
             worker.app.house_pool = worker.pool
-            worker.pool.run(_beat(house)).result()
+            worker.pool.run(begin(house)).result()
             rhythms = [worker.pool.run(rhythm(house)) for rhythm in (keep_alive, keep_looking, keep_leases)]
             worker.pool.at_stop(partial(close, house, rhythms))
 
     app.steps["worker"].add(HouseStep)
     signals.task_revoked.connect(partial(_on_revoked, app), weak=False)
+
+
+async def begin(house: House) -> None:
+    """Begin the lease; wait for a Postgres that is away, as everything does that runs already."""
+    while True:
+        try:
+            await _beat(house)
+        except DBAPIError as error:
+            if not is_away(error):
+                raise
+            telemetry.emit("service.unavailable", service="postgres", error=type(error).__name__, retry_s=SOON_S)
+            await asyncio.sleep(SOON_S)
+        else:
+            return
 
 
 async def keep_alive(house: House) -> None:

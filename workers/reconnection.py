@@ -4,8 +4,21 @@ from typing import Any
 
 from celery.bootsteps import StartStopStep
 from celery.worker.state import requests
+from kombu.transport.virtual.base import Message
 
 __all__ = ["RedisReconnection"]
+
+
+class LateMessage(Message):  # type: ignore[misc]  # kombu has no types
+    """A message whose acknowledgement may be due when its connection is gone.
+
+    It stays unacknowledged then, and comes again: a second delivery finds nothing to claim.
+    """
+
+    def ack_log_error(self, logger: Any, errors: Any, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
+        """Acknowledge, unless the channel has been closed meanwhile."""
+        if self.channel.connection is not None:
+            super().ack_log_error(logger, errors, multiple=multiple)
 
 
 class RedisReconnection(StartStopStep):  # type: ignore[misc]  # celery has no types
@@ -26,6 +39,7 @@ class RedisReconnection(StartStopStep):  # type: ignore[misc]  # celery has no t
         """Keep the messages through a lost connection, and move those in flight to the connection of now."""
         channel = parent.task_consumer.channel
         channel.do_restore = False
+        channel.Message = LateMessage
         for request in requests.values():
             request.message.channel = channel
 

@@ -21,6 +21,7 @@ from penstock.reception import Reception
 from penstock.settings import Settings
 from penstock.store.db import sync_engine
 from penstock.tenants import Tenants
+from workers.lifecycle import HEARTBEATS_A_LEASE, SOON_S
 
 SWEEP_S = 1.0
 OPEN_CALL_S = 60.0
@@ -77,16 +78,17 @@ def _purge(engine: Engine, tenants: Tenants) -> int:
 def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: float, tenants: Tenants) -> None:
     """Sweep until `stop` is set; a service that is away is waited for.
 
-    When Postgres comes back, and when this process has just begun and cannot know, workers get the time of a lease to
-    renew theirs: an outage is not the death of all of them.
+    When Postgres comes back, and when this process has just begun and cannot know, workers get the time of a heartbeat
+    to renew their leases: an outage is not the death of all of them.
     """
-    recovers_at = time.monotonic() + lease_s
+    grace_s = lease_s / HEARTBEATS_A_LEASE + SOON_S
+    recovers_at = time.monotonic() + grace_s
     while not stop.wait(SWEEP_S):
         try:
             sweep(engine, doorbell, recover=time.monotonic() >= recovers_at, tenants=tenants)
         except (DBAPIError, *BROKER_ERRORS) as error:
             if isinstance(error, DBAPIError):
-                recovers_at = time.monotonic() + lease_s
+                recovers_at = time.monotonic() + grace_s
             telemetry.emit("service.unavailable", service="upkeep", error=type(error).__name__, retry_s=SWEEP_S)
         except Exception as error:  # noqa: BLE001 - the thread must not end in silence while its worker goes on
             telemetry.failed(error)

@@ -53,8 +53,8 @@ INSERT = text("""
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             position integer, id uuid, tenant text, project text, prompt_id text, prompt_version text,
             prompt_digest text, tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb,
-            document text, document_name text, metadata jsonb, idempotency_key text, content_digest text, deadline timestamptz,
-            on_unavailable text, fallback_tiers text[])
+            document text, document_name text, metadata jsonb, idempotency_key text, content_digest text,
+            deadline timestamptz, on_unavailable text, fallback_tiers text[])
     ), outstanding AS (
         SELECT tenant, tier, count(*) AS jobs FROM jobs
         WHERE state IN ('released', 'running') AND (tenant, tier) IN (SELECT tenant, tier FROM given)

@@ -117,7 +117,9 @@ def contents(engine: Engine) -> Contents:
             text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
         ).all()
         return {
-            table: [dict(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1, 2")).mappings()]
+            table: [
+                dict(row) for row in connection.execute(text(f"SELECT * FROM {table} AS t ORDER BY t::text")).mappings()
+            ]
             for table in tables
         }
 

@@ -1,6 +1,7 @@
 """A migration meets the rows of the version before it, and that version's code, which still runs beside it."""
 
 from datetime import date
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -36,13 +37,13 @@ FIRST_CHARGE = """
 """
 """The statements of the code that knew version 0001."""
 
-OF_0002 = {
+OF_0002: dict[str, dict[str, Any]] = {
     "jobs": {"on_unavailable": "wait", "fallback_tiers": [], "charged_tokens": 0},
     "results": {"degraded": False},
     "workers": {"tier": ""},
     "tenant_shares": {"releases": 0},
 }
-OF_0003 = {
+OF_0003: dict[str, dict[str, Any]] = {
     "jobs": {"project": "", "purged_at": None},
     "results": {"over_soft_limit": False, "fetched_at": None},
     "ledger": {
