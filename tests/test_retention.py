@@ -263,7 +263,7 @@ def test_a_purge_leaves_other_tenants_and_live_jobs_alone(client: Client, engine
 def test_a_purge_goes_in_batches_and_tells_how_far_it_is(
     client: Client, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.client.PURGED_A_STATEMENT", 2)
+    monkeypatch.setattr("penstock.client.aftercare.PURGED_A_STATEMENT", 2)
     for _ in range(5):
         ended_job(engine)
     told: list[tuple[int, int]] = []

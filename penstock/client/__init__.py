@@ -19,8 +19,9 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection
 
 from penstock.client.accounts import Accounts
+from penstock.client.aftercare import Aftercare
 from penstock.client.doorbell import Doorbell
-from penstock.client.tenant_view import check_name, found, job_key
+from penstock.client.tenant_view import found, job_key
 from penstock.clock import SystemClock
 from penstock.errors import (
     InvalidRequestError,
@@ -32,13 +33,10 @@ from penstock.errors import (
 )
 from penstock.failpoints import Failpoint, reach
 from penstock.intake import Intake
-from penstock.jobs import dead_letters, queries, reruns, retention
+from penstock.jobs import queries, retention
 from penstock.jobs.queries import Attempt, Filter
 from penstock.jobs.release import Release
-from penstock.jobs.retention import PurgeProof
 from penstock.jobs.submission import Accepted, NewJob, submit
-from penstock.money import ledger
-from penstock.money.ledger import LedgerTotals
 from penstock.schemas import Job, JobState, Lane, OnUnavailable
 from penstock.settings import Settings, default_settings
 from penstock.store.db import sync_engine
@@ -53,10 +51,9 @@ FIRST_POLL_S = 0.02
 SLOWEST_POLL_S = 0.5
 ROWS_A_STATEMENT = 500
 CHARACTERS_A_STATEMENT = 16_000_000
-PURGED_A_STATEMENT = 500
 
 
-class Client(Accounts):
+class Client(Accounts, Aftercare):
     """Submits jobs and gives their results. Safe to share between threads."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -228,57 +225,6 @@ class Client(Accounts):
         folder = self._settings.config
         with sync_redis(self._settings.require_redis_url()) as redis:
             return explain(job, Gates(SyncScripts(redis), Catalogue.load(folder, with_keys=False), self._tenants))
-
-    def rerun(self, job_ids: Iterable[UUID]) -> list[UUID]:
-        """Queue jobs with a degraded result anew, to wait for a model, and give the ids of those that had one."""
-        keys = list(job_ids)
-        with self._engine.begin() as connection:
-            retention.hold(connection, keys)
-            return reruns.rerun(connection, keys)
-
-    def replay(self, job_ids: Iterable[UUID]) -> list[UUID]:
-        """Queue dead jobs anew and give the ids of those that were dead and can run."""
-        keys = list(job_ids)
-        with self._engine.begin() as connection:
-            retention.hold(connection, keys)
-            return dead_letters.replay(connection, keys)
-
-    def discard(self, job_ids: Iterable[UUID]) -> list[UUID]:
-        """Take dead jobs out of the dead letters and give the ids of those that were dead."""
-        with self._engine.begin() as connection:
-            return dead_letters.discard(connection, list(job_ids))
-
-    def purge(
-        self,
-        tenant: str,
-        before: datetime | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> PurgeProof:
-        """Delete the text of a tenant's jobs that ended before then, or until now; then count again what is left.
-
-        `progress` is called with how many jobs are done, and of how many, after each batch. Raises InvalidRequestError
-        for a tenant without jobs, and for a time without its UTC offset.
-        """
-        if before is not None and before.tzinfo is None:
-            raise InvalidRequestError("before", f"{before.isoformat()} has no UTC offset", "give an aware datetime")
-        with self._engine.begin() as connection:
-            there = retention.survey(connection, check_name("tenant", tenant), before)
-        if not there.has_jobs:
-            raise InvalidRequestError("tenant", f"{tenant!r} has no jobs", "correct the name; nothing was deleted")
-        batches: list[retention.Purged] = []
-        while not batches or batches[-1].jobs:
-            with self._engine.begin() as connection:
-                batches.append(retention.purge(connection, tenant, there.until, most=PURGED_A_STATEMENT))
-            if progress is not None:
-                progress(sum(batch.jobs for batch in batches), there.unpurged_jobs)
-        with self._engine.begin() as connection:
-            return retention.prove(there, batches, retention.survey(connection, tenant, there.until))
-
-    def ledger_totals(self) -> LedgerTotals:
-        """Sum the ledger over all tenants."""
-        with self._engine.connect() as connection:
-            return ledger.totals(connection)
 
     def _accept(self, fields: Mapping[str, Any]) -> NewJob:
         return self._intake.accept(uuid4(), {"prompt": "summarise_document", **fields})

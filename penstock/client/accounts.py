@@ -7,8 +7,9 @@ from typing import overload
 from sqlalchemy import Engine
 
 from penstock.client.tenant_view import TenantView, check_name, used
-from penstock.money import budgets, reconciliation
+from penstock.money import budgets, ledger, reconciliation
 from penstock.money.budgets import Budget, Period, Unit
+from penstock.money.ledger import LedgerTotals
 from penstock.money.reconciliation import BilledCall, Complete, Reconciliation
 from penstock.money.usage import By, PeriodUsage, UsageLine
 
@@ -58,6 +59,11 @@ class Accounts:
             if dry_run:
                 transaction.rollback()
         return outcome
+
+    def ledger_totals(self) -> LedgerTotals:
+        """Sum the ledger over all tenants."""
+        with self._engine.connect() as connection:
+            return ledger.totals(connection)
 
     def set_budget(self, budget: Budget) -> None:
         """Set a budget, or change it; it holds from the next call on. Raises InvalidRequestError."""
