@@ -1,6 +1,7 @@
 """`python -m bench chaos [--short] [--jobs N] [--seed N] [--json] [--only NAME] [--keep]`. It must not know a figure.
 
-All of it takes about twenty minutes; `--short` takes one. With `--short` or `--only` no result file is written.
+All of it takes about twenty-five minutes; `--short` takes one, without the peer. With `--short` or `--only` no result
+file is written.
 """
 
 import argparse
@@ -12,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from bench.chaos import measures, ours
+from bench.chaos import celery_peer, measures, notes, ours
 from bench.chaos.plan import full, short
 from bench.limits.places import tell
 from bench.report import Report
 
 INTERRUPTED = 130
+PEERS = {"celery": False, "celery_flushed": True}
+"""Whether Redis is emptied, too, in which run of plain Celery."""
 JOBS = {False: 20_000, True: 400}
 SEED = 1
 
@@ -36,9 +39,15 @@ def main() -> int:
     plan = (short if given.short else full)(given.jobs or JOBS[given.short], given.seed)
     report = Report("chaos", "celery", "kombu", "redis", "sqlalchemy", "aiohttp")
     try:
-        if given.only != "celery":
-            with _home(keep=given.keep) as home:
-                measures.add(report, ours.run(plan, home))
+        with _home(keep=given.keep) as home:
+            made = None if given.only == "celery" else ours.run(plan, home / "penstock")
+            peers = {}
+            if given.only == "celery" or not (given.short or given.only):
+                for name, flushes in PEERS.items():
+                    peers[name] = celery_peer.run(plan, home / name, flushes=flushes)
+        if made is not None:
+            measures.add(report, made, peers)
+        notes.add(report, plan, peers)
     except KeyboardInterrupt:
         return INTERRUPTED
     return report.finish(as_json=given.json, short=given.short or given.only is not None)

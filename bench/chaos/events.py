@@ -15,7 +15,8 @@ from bench.chaos.provider import Provider
 LEAST_ALIVE = 1
 BURST_S = 1.5
 """A fault is gone by then, struck or not: what opens a breaker must not wait for each of its probes."""
-FEW = 8
+FEW = 3
+"""Fewer than the failures in a row that open a breaker: both models closed most of the time would test nothing else."""
 BAD_SHARE = 0.5
 
 

@@ -101,6 +101,7 @@ def conduct(site: Site, made: Run) -> None:
     conductor = Conductor(site.plan, site.note)
     events = PenstockEvents(site, conductor.later)
     conductor.actions = events.actions()
+    events.poison()
     enough = ended_before + DONE_SHARE * site.plan.jobs
     progress = Progress(site)
     conductor.run(lambda: progress.told() and all_submitted(site) and count(site, ENDED) >= enough)
@@ -181,13 +182,30 @@ def wait_for_end(site: Site) -> None:
         tell(f"penstock: {count(site, LIVING)} jobs still live after {site.plan.patience_s:.0f} s")
 
 
-def recoveries_s(made: Run) -> list[float]:
-    """Give how long each run of a killed worker took to be taken up again."""
+@dataclass(frozen=True)
+class Recovery:
+    """How a run was taken up again whose worker was killed.
+
+    `wait_s` runs from the kill to the next claim, or to the end of the job; `again` says that the job had lost a worker
+    before; `interrupted` that Postgres or upkeep, too, was killed within the wait.
+    """
+
+    wait_s: float
+    again: bool
+    interrupted: bool
+
+
+def recoveries(made: Run) -> list[Recovery]:
+    """Give how each run of a killed worker was taken up again."""
     assert made.books is not None
     replayed: defaultdict[UUID, list[datetime]] = defaultdict(list)
     for job_id, at in made.notes.replayed:
         replayed[job_id].append(at)
-    return [
-        made.books.recovered_after_s(each.job_id, each.fence, each.at, replayed[each.job_id])
-        for each in made.notes.killed
-    ]
+    seen: Counter[UUID] = Counter()
+    found = []
+    for each in made.notes.killed:
+        wait_s = made.books.recovered_after_s(each.job_id, each.fence, each.at, replayed[each.job_id])
+        outages = [(at - each.at).total_seconds() for at in made.notes.outages]
+        found.append(Recovery(wait_s, seen[each.job_id] > 0, any(0 <= after_s <= wait_s for after_s in outages)))
+        seen[each.job_id] += 1
+    return found

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy import text
@@ -38,6 +38,8 @@ class Notes:
     killed: list[Killed] = field(default_factory=list)
     replayed: list[tuple[UUID, datetime]] = field(default_factory=list)
     poisons: list[UUID] = field(default_factory=list)
+    outages: list[datetime] = field(default_factory=list)
+    """When Postgres or upkeep was killed: recovery waits for them."""
 
 
 class PenstockEvents(Events):
@@ -54,8 +56,8 @@ class PenstockEvents(Events):
         site = self._site
         return super().actions() | {
             "kill_feeder": lambda: site.feeder.is_running and site.feeder.kill() > 0,
-            "kill_upkeep": lambda: site.upkeep.is_running and site.upkeep.kill() > 0,
-            "restart_postgres": site.databases.restart_postgres,
+            "kill_upkeep": self.kill_upkeep,
+            "restart_postgres": self.restart_postgres,
             "poison": self.poison,
             "replay": lambda: self.replay() > 0,
         }
@@ -65,6 +67,19 @@ class PenstockEvents(Events):
         with self._site.engine.connect() as connection:
             rows = connection.execute(RUNNING, {"pid": str(pid)}).all()
         self.notes.killed += [Killed(row.id, row.fence, row.at) for row in rows]
+
+    def kill_upkeep(self) -> bool:
+        """Kill who takes jobs from dead workers."""
+        if not self._site.upkeep.is_running:
+            return False
+        self.notes.outages.append(datetime.now(UTC))
+        self._site.upkeep.kill()
+        return True
+
+    def restart_postgres(self) -> None:
+        """Kill Postgres and start it."""
+        self.notes.outages.append(datetime.now(UTC))
+        self._site.databases.restart_postgres()
 
     def poison(self) -> None:
         """Submit a job that kills who runs it."""

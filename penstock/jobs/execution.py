@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
+from penstock.jobs.states import SUSPECT_AFTER
 from penstock.schemas import JobState, Lane, OnUnavailable, PromptReference
 from penstock.store.text import storable_row
 
@@ -48,16 +49,26 @@ class ClaimedJob:
     project: str = ""
 
 
-CLAIM = text("""
+# A worker that runs a suspect gets no other; the feeder misses the message of the one that was refused, and sends it
+# again.
+CLAIM = text(
+    """
     WITH wanted AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(job_id uuid, worker text)
+    ), taken AS (
+        SELECT DISTINCT worker FROM jobs WHERE crashes >= {suspect} AND state = 'running'
     ), claimed AS (
         UPDATE jobs SET state = 'running', fence = fence + 1, attempts = attempts + 1, worker = wanted.worker,
             started_at = now()
         FROM wanted JOIN workers ON workers.id = wanted.worker AND workers.lease_until > now()
         WHERE jobs.id = wanted.job_id AND jobs.state = 'released'
             AND (jobs.deadline IS NULL OR jobs.deadline > now())
+            AND (jobs.crashes < {suspect} OR wanted.worker NOT IN (SELECT worker FROM taken))
         RETURNING jobs.*
+    ), refused AS (
+        UPDATE jobs SET released_at = now() - interval '1 minute' FROM wanted
+        WHERE jobs.id = wanted.job_id AND jobs.state = 'released' AND jobs.crashes >= {suspect}
+            AND wanted.worker IN (SELECT worker FROM taken)
     ), history AS (
         INSERT INTO attempts (job_id, fence, worker, released_at) SELECT id, fence, worker, released_at FROM claimed
     )
@@ -65,11 +76,15 @@ CLAIM = text("""
         extract(epoch FROM now() - released_at)::float8 AS waited_s,
         extract(epoch FROM deadline - now())::float8 AS ends_in_s
     FROM claimed JOIN payloads ON payloads.job_id = claimed.id
-""")
+""".replace("{suspect}", str(SUSPECT_AFTER))
+)
 
 
 def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | None]:
-    """Take released jobs for live workers; None where there is nothing to take: a second delivery, a cancelled job."""
+    """Take released jobs for live workers; None where there is nothing to take: a second delivery, a cancelled job.
+
+    Nor does a worker get a second job that has seen SUSPECT_AFTER crashes while it runs one.
+    """
     rows = json.dumps([{"job_id": str(claim.job_id), "worker": claim.worker} for claim in claims])
     taken = {}
     for row in connection.execute(CLAIM, {"rows": rows}):

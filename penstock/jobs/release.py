@@ -75,12 +75,15 @@ STARTED = text("""
     SELECT count(*) FROM jobs WHERE tier = :tier AND started_at > now() - make_interval(secs => :window_s)
 """)
 
-# Whoever was there when two workers died runs one at a time, so that the one which kills is found without the others.
+# Whoever was there when two workers died runs with no other such job in its worker, so that the one which kills is found
+# without the others. One is released at a time, and claimed before the next: two cannot race for the same worker.
 RETRIES = """
     WITH suspects AS (
         SELECT id FROM jobs
-        WHERE crashes >= {suspect} AND state = 'retrying' AND tier = :tier AND due_at <= now() AND NOT EXISTS (
-            SELECT 1 FROM jobs WHERE crashes >= {suspect} AND state IN ('released', 'running') AND tier = :tier)
+        WHERE crashes >= {suspect} AND state = 'retrying' AND tier = :tier AND due_at <= now()
+            AND NOT EXISTS (SELECT 1 FROM jobs WHERE crashes >= {suspect} AND state = 'released' AND tier = :tier)
+            AND (SELECT count(*) FROM jobs WHERE crashes >= {suspect} AND state = 'running' AND tier = :tier)
+                < greatest(1, (SELECT count(*) FROM workers WHERE tier = :tier AND lease_until > now()))
         ORDER BY due_at LIMIT 1
     ), due AS (
         SELECT id FROM jobs
@@ -234,8 +237,8 @@ def started(connection: Connection, tier: str, *, window_s: float) -> int:
 def release_retries(connection: Connection, tier: str, lane: Lane, allowance: Allowance) -> list[Release]:
     """Release due retries of a lane, the longest due first; their tokens are not looked at.
 
-    Of the jobs that have seen SUSPECT_AFTER crashes one at a time is under way in a tier. To be called by the tier's
-    one feeder, as `begin_feeding` makes sure.
+    Of the jobs that have seen SUSPECT_AFTER crashes at most as many are under way as the tier has live workers, and
+    one of them waits to be claimed. To be called by the tier's one feeder, as `begin_feeding` makes sure.
     """
     values: dict[str, object] = {"tier": tier, "lane": lane.value, "most": allowance.jobs}
     return _releases(connection, RETRIES_OF[allowance.only_impatient], values | _open_tiers(allowance))

@@ -12,7 +12,8 @@ from penstock.money.budgets import Budget, Unit
 from penstock.schemas import TOKEN_CLASSES
 
 LEDGER = text("""
-    SELECT ledger.*, count(later.call_id) AS corrections, coalesce(sum(later.nanodollars), 0)::bigint AS later_nanodollars,
+    SELECT ledger.*, count(later.call_id) AS corrections,
+        coalesce(sum(later.nanodollars), 0)::bigint AS later_nanodollars,
         coalesce(sum(later.input_tokens + later.cached_input_tokens + later.cache_write_tokens + later.output_tokens
             + later.reasoning_tokens), 0)::bigint AS later_tokens
     FROM ledger LEFT JOIN ledger_corrections AS later USING (call_id) GROUP BY ledger.call_id

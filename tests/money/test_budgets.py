@@ -118,7 +118,7 @@ def test_only_the_budget_that_is_named_is_removed(engine: Engine, other: dict[st
     ],
 )
 def test_limits_that_cannot_be_meant_are_refused_by_field(
-    unit: Unit, limits: dict[str, int], field: str, words: str
+    unit: Unit, limits: dict[str, Any], field: str, words: str
 ) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         Budget("acme", Period.DAY, unit, **limits)

@@ -42,7 +42,9 @@ DESCRIPTION = {
     """,
 }
 BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
+WITHOUT_HASTE = text("SET LOCAL idle_in_transaction_session_timeout = 0")
+"""For a transaction that others wait for, however slowly they come."""
 
 Schema = dict[str, list[tuple[Any, ...]]]
 Contents = dict[str, list[dict[str, Any]]]

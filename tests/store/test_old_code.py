@@ -18,7 +18,7 @@ from tests.jobs import rows
 from tests.money.books import assert_balanced
 from tests.store import old_code
 from tests.store.conftest import Move
-from tests.store.databases import blocked, contents, eventually, run
+from tests.store.databases import WITHOUT_HASTE, blocked, contents, eventually, run
 from tests.store.old_code import UPPER_BOUND
 
 CLOSED = "SELECT state, nanodollars, upper_bound_tokens, outcome FROM ledger WHERE call_id = :call_id"
@@ -176,6 +176,7 @@ def test_a_call_of_the_old_code_and_the_migration_do_not_stop_each_other(databas
     move("0002")
     job_id = old_code.run_job(database)
     with ThreadPoolExecutor(2) as threads, database.connect() as reader:
+        reader.execute(WITHOUT_HASTE)
         reader.execute(text("SELECT * FROM results"))
         migrating = threads.submit(migrate, database)
         eventually(lambda: blocked(database) == 1)
