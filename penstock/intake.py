@@ -139,7 +139,7 @@ def _text_of(request: JobRequest) -> str | None:
             return None
         case str() as text:
             media_type = "text/plain" if request.media_type is None else request.media_type
-            return documents.extract_text(text.encode(), media_type, name=request.document_name or "document")
+            return documents.extract_text(text.encode(), media_type, name="document")
         case bytes() as data:
             if request.media_type is None:
                 raise InvalidDocumentError("media_type", "a document of bytes needs one", "give it, or give a path")

@@ -185,7 +185,7 @@ class JobRequest(Frozen):
     document: Text | Annotated[bytes, Strict()] | Annotated[Path, Strict()] | None = None
     media_type: Text | None = None
     document_name: DocumentName | None = None
-    tier: Text | None = None
+    tier: Annotated[Text, Field(max_length=64)] | None = None
     lane: Lane = Lane.INTERACTIVE
     priority: int = Field(default=5, ge=0, le=9, strict=True)
     idempotency_key: IdempotencyKey | None = None

@@ -46,6 +46,19 @@ async def in_flight(rooms: AdmissionRooms, house: House, job_id: UUID, *, extra_
     return running
 
 
+def beside(rooms: AdmissionRooms, first: UUID, second: UUID) -> Report:
+    """Run an attempt while another is in flight, which then succeeds."""
+
+    async def meet(house: House) -> Report:
+        running = await in_flight(rooms, house, first)
+        report = await run(house, second)
+        assert not running.done()
+        assert (await running).outcome is Outcome.SUCCEEDED
+        return report
+
+    return rooms.with_house(meet)
+
+
 class TestHeld:
     """Where calls under way hold what would be enough, a job waits for them as a row."""
 
@@ -81,27 +94,13 @@ class TestHeld:
     def test_the_cheaper_second_answers_what_is_held_at_the_dear_first(self, gated: AdmissionRooms) -> None:
         keep(gated, bound(gated) + bound(gated, rates=SECOND))
         first, second = gated.submit(), gated.submit(tier="pair")
-
-        async def meet(house: House) -> Report:
-            running = await in_flight(gated, house, first)
-            served = await run(house, second)
-            await running
-            return served
-
-        assert gated.with_house(meet).model == "sim-second"
+        assert beside(gated, first, second).model == "sim-second"
 
     def test_a_smaller_tier_does_not_answer_for_one_that_only_has_to_wait(self, gated: AdmissionRooms) -> None:
         large, small = (bound(gated, rates=rates, version="1.2.0") for rates in (FIRST, SECOND))
         keep(gated, large + small)
         first, second = (gated.submit(tier="medium", prompt_version="1.2.0") for _ in range(2))
-
-        async def meet(house: House) -> Report:
-            running = await in_flight(gated, house, first)
-            refused = await run(house, second)
-            await running
-            return refused
-
-        report = gated.with_house(meet)
+        report = beside(gated, first, second)
         assert (report.outcome, report.reason) == (Outcome.DEFERRED, Reason.BUDGET_HELD)
         gated.release(second)
         assert gated.attempt(second).model == "sim-first"
@@ -110,14 +109,7 @@ class TestHeld:
         keep(gated, 2 * bound(gated) - 1)
         keep(gated, 0, project="demo")
         first, second = gated.submit(), gated.submit(project="demo")
-
-        async def meet(house: House) -> Report:
-            running = await in_flight(gated, house, first)
-            refused = await run(house, second)
-            await running
-            return refused
-
-        report = gated.with_house(meet)
+        report = beside(gated, first, second)
         assert (report.outcome, report.reason) == (Outcome.DEAD, Reason.BUDGET_EXHAUSTED)
 
     def test_a_call_that_failed_stays_in_the_history_though_the_other_deployment_is_held(
@@ -125,14 +117,8 @@ class TestHeld:
     ) -> None:
         keep(gated, 2 * bound(gated) - 1)
         first, second = gated.submit(), gated.submit(tier="metered_last")  # the cheap one first
-
-        async def meet(house: House) -> None:
-            running = await in_flight(gated, house, first)
-            gated.fault("server_error", model="sim-second")
-            await run(house, second)
-            await running
-
-        gated.with_house(meet)
+        gated.fault("server_error", model="sim-second")
+        beside(gated, first, second)
         assert [call.reason for call in gated.ledger(second)] == ["server_error"]
         job = gated.job(second)
         assert (job.state, job.attempts, job.failures) == ("retrying", 1, 1)
@@ -240,15 +226,27 @@ class TestCutAnswers:
     def learn(self, gated: AdmissionRooms) -> None:
         gated.teach("openai/sim-first", "1.1.0", 24)  # the answer to a long document is longer
 
+    def meanwhile(self, rooms: AdmissionRooms, job_id: UUID, max_tokens: int) -> Report:
+        """Run an attempt that has room for 64 tokens, and change the limit to what `max_tokens` take meanwhile."""
+
+        async def change(house: House) -> Report:
+            keep(rooms, bound(rooms, 64, document=LONG_DOCUMENT))
+            running = await in_flight(rooms, house, job_id)
+            keep(rooms, bound(rooms, max_tokens, document=LONG_DOCUMENT))
+            return await running
+
+        return rooms.with_house(change)
+
+    @pytest.mark.parametrize(("max_tokens", "has_room_for_another_part"), [(64, False), (MOST - 8, True)])
     def test_without_room_for_the_whole_the_job_is_dead_of_its_budget_after_one_call(
-        self, gated: AdmissionRooms
+        self, gated: AdmissionRooms, max_tokens: int, *, has_room_for_another_part: bool
     ) -> None:
-        keep(gated, bound(gated, 64, document=LONG_DOCUMENT))
         job_id = gated.submit(document=LONG_DOCUMENT)
-        report = gated.attempt(job_id)
+        report = self.meanwhile(gated, job_id, max_tokens)
         assert (report.outcome, report.reason) == (Outcome.DEAD, Reason.BUDGET_EXHAUSTED)
         (call,) = gated.ledger(job_id)
         assert (call.max_tokens, call.output_tokens, call.reason) == (64, 64, "output_truncated")
+        assert (call.nanodollars <= (max_tokens - 64) * FIRST[1]) is has_room_for_another_part
         assert (call.nanodollars, gated.calls(), held(gated)) == (gated.invoice(), 1, {(0, 0)})
         assert (gated.count("results", job_id), gated.places("first")) == (0, 0)
 
@@ -263,15 +261,8 @@ class TestCutAnswers:
         assert sum(call.nanodollars for call in calls) == gated.invoice()
 
     def test_with_room_for_the_whole_it_is_asked_once_more_in_the_same_attempt(self, gated: AdmissionRooms) -> None:
-        keep(gated, bound(gated, 64, document=LONG_DOCUMENT))
         job_id = gated.submit(document=LONG_DOCUMENT)
-
-        async def raise_the_limit_meanwhile(house: House) -> Report:
-            running = await in_flight(gated, house, job_id)
-            keep(gated, 3 * bound(gated, document=LONG_DOCUMENT))
-            return await running
-
-        assert gated.with_house(raise_the_limit_meanwhile).outcome is Outcome.SUCCEEDED
+        assert self.meanwhile(gated, job_id, 2 * MOST).outcome is Outcome.SUCCEEDED
         calls = gated.ledger(job_id)
         assert [(call.max_tokens, call.reason) for call in calls] == [(64, "output_truncated"), (MOST, None)]
         assert 64 < calls[1].output_tokens < MOST

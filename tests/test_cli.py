@@ -314,7 +314,8 @@ def test_migrate_says_what_waits_for_older_processes_and_contract_finishes_it(
     bare: Penstock, services: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = (
-        "the schema is ready for this version; 0004 wait until no older one runs: then `penstock migrate --contract`\n"
+        "the schema is ready for this version; 0004 must wait until no older one runs: "
+        "then `penstock migrate --contract`\n"
     )
     with empty_database(services.postgres.url) as database:
         bring_to(database, "0002")

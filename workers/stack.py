@@ -170,7 +170,9 @@ class Stack:
         port = free_port(FLOWER_PORT)
         self.flower_url = f"http://127.0.0.1:{port}"
         config = FLOWER_CONFIG.resolve()
-        service = self._spawn("flower", "celery", "-A", "workers.app", "flower", f"--conf={config}", f"--port={port}")
+        service = self._spawn(
+            "flower", "celery", "-A", "workers.flower", "flower", f"--conf={config}", f"--port={port}"
+        )
         self._wait_for(service, lambda: _answers(f"{self.flower_url}/healthcheck"))
 
     def _spawn(self, name: str, module: str, *arguments: str) -> Service:

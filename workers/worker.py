@@ -40,8 +40,10 @@ def main() -> None:
     else:
         lifecycle.furnish(app, partial(_build, arguments.role))
         queues, concurrency = tier_queues(arguments.role), tiers[arguments.role].concurrency
-    # Celery logs the body of a message that it does not know, and a body may be somebody's document.
+    # Celery logs the body and the headers of a message that it does not know, and both may hold somebody's document.
     consumer.dump_body = lambda message, _body: f"{len(message.body)} bytes"
+    consumer.UNKNOWN_TASK_ERROR = "a message for a task that there is not: %.64s%.0s%.0s%.0s"
+    consumer.MESSAGE_DECODE_ERROR = "a message that cannot be decoded: %.0s[%.64s, %.64s]%.0s %s"
     worker = app.Worker(
         hostname=f"{arguments.name or arguments.role}@{socket.gethostname()}",
         pool="custom",

@@ -50,7 +50,7 @@ def feeder() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flower(arguments: tuple[str, ...]) -> None:
     """Run Flower with config/flowerconfig.py; further arguments are Flower's own."""
-    start("celery", "-A", "workers.app", "flower", "--conf=config/flowerconfig.py", *arguments)
+    start("celery", "-A", "workers.flower", "flower", "--conf=config/flowerconfig.py", *arguments)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -78,7 +78,7 @@ def migrate(*, contract: bool) -> None:
     engine.dispose()
     if waiting:
         click.echo(
-            f"the schema is ready for this version; {', '.join(waiting)} wait until no older one runs: "
+            f"the schema is ready for this version; {', '.join(waiting)} must wait until no older one runs: "
             "then `penstock migrate --contract`"
         )
     else:

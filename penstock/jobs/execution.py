@@ -72,7 +72,8 @@ CLAIM = text(
     ), history AS (
         INSERT INTO attempts (job_id, fence, worker, released_at) SELECT id, fence, worker, released_at FROM claimed
     )
-    SELECT claimed.*, payloads.variables, payloads.document,
+    SELECT id, fence, claimed.worker, tenant, project, prompt_id, prompt_version, prompt_digest, tier, lane, failures,
+        on_unavailable, deadline, created_at, started_at, payloads.variables, payloads.document,
         extract(epoch FROM now() - released_at)::float8 AS waited_s,
         extract(epoch FROM deadline - now())::float8 AS ends_in_s
     FROM claimed JOIN payloads ON payloads.job_id = claimed.id

@@ -11,7 +11,10 @@ from penstock.errors import Reason
 from penstock.schemas import TOKEN_CLASSES, Job, JobState, Lane, OnUnavailable, PromptReference, Usage
 
 SELECT_JOBS = """
-    SELECT jobs.*, results.text AS result,
+    SELECT jobs.id, jobs.tenant, jobs.project, jobs.state, jobs.prompt_id, jobs.prompt_version, jobs.prompt_digest,
+        jobs.tier, jobs.lane, jobs.priority, jobs.document_name, jobs.metadata, jobs.attempts, jobs.created_at,
+        jobs.due_at, jobs.deadline, jobs.started_at, jobs.ended_at, jobs.reason, jobs.detail, jobs.on_unavailable,
+        jobs.purged_at, results.text AS result,
         coalesce(results.degraded, false) AS degraded, coalesce(results.over_soft_limit, false) AS over_soft_limit,
         results.model_asked, results.model_served, spent.*
     FROM jobs
@@ -59,7 +62,10 @@ CANCEL = text("""
     SELECT id FROM cancelled
 """)
 
-ATTEMPTS = text("SELECT * FROM attempts WHERE job_id = :job_id ORDER BY fence")
+ATTEMPTS = text("""
+    SELECT fence, worker, released_at, started_at, ended_at, outcome, reason, detail
+    FROM attempts WHERE job_id = :job_id ORDER BY fence
+""")
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ STARTED = text("""
     SELECT count(*) FROM jobs WHERE tier = :tier AND started_at > now() - make_interval(secs => :window_s)
 """)
 
-# Whoever was there when two workers died runs with no other such job in its worker, so that the one which kills is found
-# without the others. One is released at a time, and claimed before the next: two cannot race for the same worker.
+# Whoever was there when two workers died runs with no other such job in its worker, so that the one which kills is
+# found without the others. One is released at a time, and claimed before the next: two cannot race for the same worker.
 RETRIES = """
     WITH suspects AS (
         SELECT id FROM jobs
@@ -93,7 +93,7 @@ RETRIES = """
     ), released AS (
         UPDATE jobs SET state = 'released', released_at = now() FROM due WHERE jobs.id = due.id RETURNING jobs.*
     )
-    SELECT * FROM released ORDER BY due_at
+    SELECT {message} FROM released ORDER BY due_at
 """
 
 # Bounded by :most whatever is queued: the tenants are found by skipping through the index, and only those that stand
@@ -172,26 +172,32 @@ FAIR = """
         ON CONFLICT (tier, lane, tenant) DO UPDATE
             SET served_tokens = share.served_tokens + excluded.served_tokens, releases = excluded.releases
     )
-    SELECT * FROM released ORDER BY start_tag, created_at
+    SELECT {message} FROM released ORDER BY start_tag, created_at
 """
 
+MESSAGE = "id, tenant, tier, lane, prompt_id, prompt_version, prompt_digest, attempts"
 ANYBODY = "true"
 IMPATIENT = """(on_unavailable <> 'wait' OR fallback_tiers <> '{}')
             AND (on_unavailable <> 'wait' OR fallback_tiers && CAST(:open_tiers AS text[]))"""
-RETRIES_OF = {
-    only: text(RETRIES.replace("{which}", IMPATIENT if only else ANYBODY).replace("{suspect}", str(SUSPECT_AFTER)))
-    for only in (False, True)
-}
-FAIR_OF = {only: text(FAIR.replace("{which}", IMPATIENT if only else ANYBODY)) for only in (False, True)}
 
-LOST_DOORBELLS = text("""
+
+def _variants(statement: str) -> dict[bool, TextClause]:
+    """Make the statement for everybody, and that for those alone that need not wait."""
+    filled = statement.replace("{message}", MESSAGE).replace("{suspect}", str(SUSPECT_AFTER))
+    return {only: text(filled.replace("{which}", IMPATIENT if only else ANYBODY)) for only in (False, True)}
+
+
+RETRIES_OF = _variants(RETRIES)
+FAIR_OF = _variants(FAIR)
+
+LOST_DOORBELLS = text(f"""
     UPDATE jobs SET released_at = now()
     WHERE id IN (
         SELECT id FROM jobs WHERE state = 'released' AND tier = :tier AND lane = :lane AND (attempts > 0) = :is_retry
             AND released_at < now() - make_interval(secs => :older_than_s)
         ORDER BY released_at LIMIT :most FOR UPDATE SKIP LOCKED)
-    RETURNING *
-""")
+    RETURNING {MESSAGE}
+""")  # noqa: S608 - no value is interpolated
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ REMOVE = text("""
 """)
 
 LIST = text("""
-    SELECT * FROM budgets WHERE CAST(:tenants AS text[]) IS NULL OR tenant = ANY(CAST(:tenants AS text[]))
+    SELECT tenant, project, period, unit, soft_limit, hard_limit, on_exhausted FROM budgets
+    WHERE CAST(:tenants AS text[]) IS NULL OR tenant = ANY(CAST(:tenants AS text[]))
     ORDER BY tenant, project, period, unit
 """)
 

@@ -47,7 +47,8 @@ OPEN = text(f"""
 """)  # noqa: S608 - no value is interpolated
 
 LOCK = text(f"""
-    SELECT spending.* FROM spending JOIN ({KEYS}) AS keys USING (tenant, project, period, starts)
+    SELECT tenant, project, period, settled_nanodollars, held_nanodollars, settled_tokens, held_tokens
+    FROM spending JOIN ({KEYS}) AS keys USING (tenant, project, period, starts)
     ORDER BY tenant, project, period, starts FOR UPDATE OF spending
 """)  # noqa: S608 - no value is interpolated
 

@@ -78,7 +78,8 @@ class UsageLine:
 
 
 SPENT = text("""
-    SELECT * FROM spending
+    SELECT tenant, project, period, starts, settled_nanodollars, held_nanodollars, settled_tokens, held_tokens
+    FROM spending
     WHERE ((period = 'day' AND starts = :day) OR (period = 'month' AND starts = :month))
         AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
 """)

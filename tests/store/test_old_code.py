@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError, NotSupportedError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from penstock.money import ledger
 from penstock.money.ledger import CallOutcome, Settlement
@@ -136,7 +136,6 @@ def beside_late(engine: Engine) -> None:
     old_code.settle(engine, row.call_id, 300)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="0004 does not book what old code closed beside 0003")
 @pytest.mark.parametrize("beside", [beside_settled, beside_abandoned, beside_late])
 def test_what_the_old_code_closed_is_booked_once_its_last_process_has_stopped(
     database: Engine, move: Move, beside: Callable[[Engine], None]
@@ -169,9 +168,6 @@ def test_the_old_code_changes_no_closed_row_once_the_schema_has_contracted(datab
     assert closed(database, open_) == ("settled", 100, None, None)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=OperationalError, reason="0003 holds its lock of jobs while it waits for that of the ledger"
-)
 def test_a_call_of_the_old_code_and_the_migration_do_not_stop_each_other(database: Engine, move: Move) -> None:
     move("0002")
     job_id = old_code.run_job(database)
@@ -187,9 +183,6 @@ def test_a_call_of_the_old_code_and_the_migration_do_not_stop_each_other(databas
         assert closed(database, calling.result()) == ("intent", UPPER_BOUND, None, None)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=NotSupportedError, reason="a kept plan of SELECT jobs.* does not survive a new column"
-)
 def test_a_connection_on_which_jobs_were_claimed_before_claims_them_after_a_column_was_added(
     database: Engine, move: Move
 ) -> None:

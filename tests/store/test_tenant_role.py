@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from penstock.client.tenant_view import TenantView
 from penstock.store.db import sync_engine
@@ -116,9 +116,6 @@ def test_an_owner_who_may_make_no_role_migrates_where_it_was_granted_before(serv
             assert connection.scalar(text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")) is False
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ProgrammingError, reason="since Postgres 16 whoever makes a role may not yet become it"
-)
 def test_an_owner_who_may_make_roles_makes_it_and_may_become_it(server: Engine, database: Database) -> None:
     with database(owner="maker") as engine:
         assert migrate(engine) == []

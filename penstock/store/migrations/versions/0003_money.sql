@@ -1,3 +1,6 @@
+-- In the order in which running code takes them, and before anything else: see `migrate`, which does not wait long.
+LOCK TABLE ledger, jobs, results, attempts IN ACCESS EXCLUSIVE MODE;
+
 ALTER TABLE jobs
     ADD COLUMN project text NOT NULL DEFAULT '',
     ADD COLUMN purged_at timestamptz;
@@ -89,12 +92,15 @@ GROUP BY 1, 3, 4;
 -- Where the owner of the tables may create no role, somebody who may has to create and grant it before.
 DO $$ BEGIN
     IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'penstock_tenant') THEN
-        CREATE ROLE penstock_tenant NOLOGIN;
+        BEGIN
+            CREATE ROLE penstock_tenant NOLOGIN;
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;  -- for another database, at the same moment
+        END;
     END IF;
-    IF NOT pg_has_role(current_user, 'penstock_tenant', 'MEMBER') THEN
+    IF NOT pg_has_role(current_user, 'penstock_tenant',
+            CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
         GRANT penstock_tenant TO CURRENT_USER;
     END IF;
-EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;  -- another database of the server, at the same moment
 END $$;
 GRANT SELECT ON jobs, results, attempts, ledger, ledger_corrections, ledger_amounts, budgets, spending
     TO penstock_tenant;

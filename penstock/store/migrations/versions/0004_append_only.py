@@ -1,4 +1,4 @@
-"""Closed rows of the ledger can no longer be changed, which code from before 0003 still does."""
+"""What code from before 0003 did beside it: closed rows can no longer be changed, and its calls are booked."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ phase = "contract"
 
 
 def upgrade() -> None:
-    """Add triggers; the statements stand beside this file."""
+    """Add triggers, and add up what was spent; the statements stand beside this file."""
     op.execute(Path(__file__).with_suffix(".sql").read_text())
 
 
