@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help demo up test lint bench lock clean
+.PHONY: help demo up test lint bench chaos lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ lint: $(VENV)/development ## check style, types, import contracts and the prompt
 
 bench: $(VENV)/development ## list the benchmarks, or run one: make bench NAME=pool
 	@$(BIN)/python -m bench $(NAME)
+
+chaos: $(VENV)/development ## kill everything at every point, then by chance; SHORT=--short takes a minute
+	@$(BIN)/python -m pytest -q tests/system/test_crash_matrix.py
+	@$(BIN)/python -m bench chaos $(SHORT)
 
 lock: ## renew requirements.lock and requirements-dev.lock
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.lock

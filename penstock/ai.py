@@ -121,7 +121,11 @@ async def _recall(house: House, request: CompletionRequest, digest: str) -> Reco
 def _reuse(known: JournaledAnswer, prompt: Prompt) -> Completion:
     telemetry.emit("call.reused", call=str(known.call_id))
     return Completion(
-        text=prompt.parse_output(known.text), model_asked=known.deployment, model_served=known.model_served, reused=True
+        text=prompt.parse_output(known.text),
+        model_asked=known.deployment,
+        model_served=known.model_served,
+        over_soft_limit=known.over_soft_limit,
+        reused=True,
     )
 
 
@@ -147,6 +151,7 @@ async def _admit(house: House, want: Want, tried: Mapping[str, ProviderError | N
         return await admit(house, want, uuid4(), {name: error.reason for name, error in tried.items()})
     except NotAdmittedError as denied:
         passing = [error for error in tried.values() if TREATMENTS[error.reason].kind is not Kind.PERMANENT]
+        passing.sort(key=lambda error: isinstance(error, ProviderError))  # what was called must be told
         final = list(tried.values())
         if not tried or (not passing and denied.wait_s is not None):
             raise

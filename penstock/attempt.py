@@ -132,7 +132,10 @@ async def _not_admitted(house: House, job: ClaimedJob, error: NotAdmittedError) 
     """Put the job back to where it was, due when it may be admitted; or take the way that it accepts instead."""
     gives_up = error.reason is Reason.UNAVAILABLE and job.on_unavailable is not OnUnavailable.WAIT
     if error.wait_s is None or gives_up:
-        degrades = error.degrades if isinstance(error, BudgetError) else None
+        degrades = None
+        if isinstance(error, BudgetError):
+            telemetry.emit("budget.exhausted", tenant=job.tenant, **error.budget)
+            degrades = error.degrades
         return await _bury(house, job, error.reason, error.detail, degrades=degrades)
     delay_s = error.wait_s * (1 + random.random() / 10)  # noqa: S311 - jitter, not a secret
     if job.deadline is not None and house.clock.now() + timedelta(seconds=delay_s) >= job.deadline:

@@ -151,13 +151,12 @@ def _budget_error(shortfall: Shortfall) -> BudgetError:
     budget = shortfall.budget
     whose = f"project {budget.project!r}" if budget.project else "its tenant"
     limit = f"the {budget.period}'s budget of {whose}, {budget.hard_limit} {budget.unit}"
+    reason, detail, wait_s = Reason.BUDGET_EXHAUSTED, f"too little is left of {limit}", None
     if shortfall.may_pass:
-        return BudgetError(Reason.BUDGET_HELD, f"calls under way hold what is left of {limit}", HELD_PAUSE_S)
-    telemetry.emit(
-        "budget.exhausted", tenant=budget.tenant, project=budget.project, period=budget.period, unit=budget.unit
-    )
+        reason, detail, wait_s = Reason.BUDGET_HELD, f"calls under way hold what is left of {limit}", HELD_PAUSE_S
     degrades = budget.on_exhausted is OnExhausted.DEGRADE
-    return BudgetError(Reason.BUDGET_EXHAUSTED, f"too little is left of {limit}", None, degrades=degrades)
+    name = {"project": budget.project, "period": budget.period.value, "unit": budget.unit.value}
+    return BudgetError(reason, detail, wait_s, degrades=degrades, budget=name)
 
 
 async def _send(house: House, call: Call, request: ModelRequest) -> ModelAnswer:

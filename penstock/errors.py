@@ -163,13 +163,17 @@ class NotAdmittedError(PenstockError):
 class BudgetError(NotAdmittedError):
     """A hard budget has too little left: `budget_held` while other calls may give some back, else `budget_exhausted`.
 
-    `degrades` says that the budget's owner wants a summary without a model then.
+    `degrades` says that the budget's owner wants a summary without a model then; `budget` names it by project, period
+    and unit.
     """
 
-    def __init__(self, reason: Reason, detail: str, wait_s: float | None, *, degrades: bool = False) -> None:
+    def __init__(
+        self, reason: Reason, detail: str, wait_s: float | None, *, degrades: bool, budget: "dict[str, str]"
+    ) -> None:
         """Give the reason class, which budget it is, how long to wait, and the owner's wish."""
         super().__init__(reason, detail, wait_s)
         self.degrades = degrades
+        self.budget = budget
 
 
 class OutputInvalidError(PenstockError):

@@ -7,7 +7,7 @@ hold is the upper bound of what the call can cost, so that what is settled and h
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from penstock.money.budgets import Budget, Period, Unit
+from penstock.money.budgets import Budget, OnExhausted, Period, Unit
 from penstock.money.prices import UpperBound
 
 Amounts = dict[Unit, int]
@@ -73,7 +73,7 @@ def _decide(want: Want, limits: Mapping[Account, list[Budget]], spent: Mapping[A
     own = [(budget, spent[account]) for account in accounts for budget in limits.get(account, ())]
     shortfalls = [found for budget, so_far in own if (found := _shortfall(want, budget, so_far)) is not None]
     if shortfalls:
-        return min(shortfalls, key=lambda found: found.may_pass)  # one that stays decides
+        return min(shortfalls, key=_leniency)
     max_tokens = min([want.max_tokens, *(_left(want, budget, so_far) for budget, so_far in own)])
     over_soft_limit = any(
         budget.soft_limit is not None and so_far.used(budget.unit) > budget.soft_limit for budget, so_far in own
@@ -82,6 +82,11 @@ def _decide(want: Want, limits: Mapping[Account, list[Budget]], spent: Mapping[A
         for unit, amount in _amounts(want.bound, max_tokens).items():
             spent[account].held[unit] += amount
     return Hold(max_tokens, over_soft_limit)
+
+
+def _leniency(found: Shortfall) -> tuple[bool, bool]:
+    """Order shortfalls: one that stays decides, and of those one that refuses."""
+    return found.may_pass, found.budget.on_exhausted is OnExhausted.DEGRADE
 
 
 def _shortfall(want: Want, budget: Budget, so_far: Spent) -> Shortfall | None:

@@ -6,7 +6,7 @@ what the provider will ask for. A row is closed once and never changed again: wh
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -85,21 +85,21 @@ class SoftLimitPassed:
 Verdict = Hold | Shortfall | None
 """What comes of an intent; None: the job belongs to a later run, do not call."""
 
-KNOWN = text("SELECT call_id, max_tokens FROM ledger WHERE call_id = ANY(CAST(:ids AS uuid[]))")
+KNOWN = text("SELECT call_id, max_tokens, over_soft_limit FROM ledger WHERE call_id = ANY(CAST(:ids AS uuid[]))")
 
 INTEND = text(f"""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             call_id uuid, job_id uuid, fence bigint, tenant text, project text, prompt_id text, prompt_version text,
             tier text, deployment text, account text, model_asked text, price_version text, max_tokens integer,
-            upper_bound_nanodollars bigint, upper_bound_tokens bigint)
+            over_soft_limit boolean, upper_bound_nanodollars bigint, upper_bound_tokens bigint)
     ), made AS (
         INSERT INTO ledger (call_id, job_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
-            account, model_asked, price_version, max_tokens, state, upper_bound_nanodollars, upper_bound_tokens,
-            nanodollars)
+            account, model_asked, price_version, max_tokens, over_soft_limit, state, upper_bound_nanodollars,
+            upper_bound_tokens, nanodollars)
         SELECT call_id, job_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
-            account, model_asked, price_version, max_tokens, 'intent', upper_bound_nanodollars, upper_bound_tokens,
-            upper_bound_nanodollars
+            account, model_asked, price_version, max_tokens, over_soft_limit, 'intent', upper_bound_nanodollars,
+            upper_bound_tokens, upper_bound_nanodollars
         FROM given
         WHERE EXISTS (
             SELECT 1 FROM jobs WHERE id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running')
@@ -223,12 +223,19 @@ def intend(connection: Connection, intents: Sequence[Intent]) -> list[Verdict]:
     where the job belongs to a later run. An intent that is written already is held already.
     """
     once = {intent.call_id: intent for intent in intents}
-    ids = {"ids": [str(call_id) for call_id in once]}
-    verdicts: dict[UUID, Verdict] = {row.call_id: Hold(row.max_tokens) for row in connection.execute(KNOWN, ids)}
+    verdicts: dict[UUID, Verdict] = {**_known(connection, once)}
     fresh = [intent for call_id, intent in once.items() if call_id not in verdicts]
     if fresh:
         verdicts |= zip((intent.call_id for intent in fresh), _hold(connection, fresh), strict=True)
+    not_made = [call_id for call_id, verdict in verdicts.items() if verdict is None]
+    if not_made:
+        verdicts |= _known(connection, not_made)  # written by a try whose commit was still under way
     return [verdicts[intent.call_id] for intent in intents]
+
+
+def _known(connection: Connection, call_ids: Iterable[UUID]) -> dict[UUID, Hold]:
+    ids = {"ids": [str(call_id) for call_id in call_ids]}
+    return {row.call_id: Hold(row.max_tokens, row.over_soft_limit) for row in connection.execute(KNOWN, ids)}
 
 
 def _hold(connection: Connection, intents: Sequence[Intent]) -> Iterator[Verdict]:
@@ -240,23 +247,24 @@ def _hold(connection: Connection, intents: Sequence[Intent]) -> Iterator[Verdict
     ]
     verdicts = decide(wants, budgets, spent)
     rows = [
-        _row(intent, verdict.max_tokens)
-        for intent, verdict in zip(intents, verdicts, strict=True)
-        if isinstance(verdict, Hold)
+        _row(intent, verdict) for intent, verdict in zip(intents, verdicts, strict=True) if isinstance(verdict, Hold)
     ]
     made = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})} if rows else set()
     for intent, verdict in zip(intents, verdicts, strict=True):
         yield verdict if isinstance(verdict, Shortfall) or intent.call_id in made else None
 
 
-def _row(intent: Intent, max_tokens: int) -> dict[str, object]:
-    return asdict(intent) | {
-        "call_id": str(intent.call_id),
-        "job_id": str(intent.job_id),
-        "max_tokens": max_tokens,
-        "upper_bound_nanodollars": intent.bound.nanodollars(max_tokens),
-        "upper_bound_tokens": intent.bound.tokens(max_tokens),
-    }
+def _row(intent: Intent, hold: Hold) -> dict[str, object]:
+    return (
+        asdict(intent)
+        | asdict(hold)
+        | {
+            "call_id": str(intent.call_id),
+            "job_id": str(intent.job_id),
+            "upper_bound_nanodollars": intent.bound.nanodollars(hold.max_tokens),
+            "upper_bound_tokens": intent.bound.tokens(hold.max_tokens),
+        }
+    )
 
 
 def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[tuple[SoftLimitPassed, ...]]:

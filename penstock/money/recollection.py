@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 ANSWER = text("""
     SELECT given.position, answers.call_id, answers.model_served, answers.finish_reason, answers.text,
-        ledger.deployment, EXISTS (
+        ledger.deployment, ledger.over_soft_limit, EXISTS (
             SELECT 1 FROM ledger AS cut WHERE cut.job_id = given.job_id AND cut.reason = 'output_truncated') AS was_cut
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS given(position integer, job_id uuid, request_digest text)
@@ -27,6 +27,7 @@ class JournaledAnswer:
     model_served: str
     finish_reason: str
     text: str
+    over_soft_limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def recall(connection: Connection, wanted: Sequence[tuple[UUID, str]]) -> list[R
     for row in connection.execute(ANSWER, {"rows": json.dumps(rows)}):
         answer = None
         if row.call_id is not None:
-            answer = JournaledAnswer(row.call_id, row.deployment, row.model_served, row.finish_reason, row.text)
+            answer = JournaledAnswer(
+                row.call_id, row.deployment, row.model_served, row.finish_reason, row.text, row.over_soft_limit
+            )
         found[row.position] = Recollection(answer, row.was_cut)
     return found

@@ -46,9 +46,12 @@ OPEN = text(f"""
     ORDER BY tenant, project, period, starts ON CONFLICT DO NOTHING
 """)  # noqa: S608 - no value is interpolated
 
+# All of them or none: rows that are missing have to be made before any is locked, or the order would be lost.
 LOCK = text(f"""
+    WITH keys AS ({KEYS})
     SELECT tenant, project, period, settled_nanodollars, held_nanodollars, settled_tokens, held_tokens
-    FROM spending JOIN ({KEYS}) AS keys USING (tenant, project, period, starts)
+    FROM spending JOIN keys USING (tenant, project, period, starts)
+    WHERE (SELECT count(*) FROM spending JOIN keys USING (tenant, project, period, starts)) = :accounts_wanted
     ORDER BY tenant, project, period, starts FOR UPDATE OF spending
 """)  # noqa: S608 - no value is interpolated
 
@@ -57,9 +60,9 @@ def lock(connection: Connection, owners: Iterable[tuple[str, str]]) -> dict[Acco
     """Take the current rows of tenants and their projects until the transaction ends, and give what they say."""
     accounts = {account for tenant, project in owners for account in accounts_of(tenant, project)}
     keys = [dict(zip(("tenant", "project", "period"), account, strict=True)) for account in accounts]
-    given = {"accounts": json.dumps(keys)}
+    given = {"accounts": json.dumps(keys), "accounts_wanted": len(keys)}
     rows = connection.execute(LOCK, given).all()
-    if len(rows) < len(accounts):
+    if not rows:
         connection.execute(OPEN, given)
         rows = connection.execute(LOCK, given).all()
     return {

@@ -27,5 +27,5 @@ def downgrade() -> None:
     op.execute("ALTER TABLE results DROP COLUMN over_soft_limit, DROP COLUMN fetched_at")
     op.execute(
         "ALTER TABLE ledger DROP COLUMN project, DROP COLUMN cache_write_tokens, DROP COLUMN reasoning_tokens,"
-        " DROP COLUMN max_tokens, DROP COLUMN upper_bound_tokens, DROP COLUMN outcome"
+        " DROP COLUMN max_tokens, DROP COLUMN over_soft_limit, DROP COLUMN upper_bound_tokens, DROP COLUMN outcome"
     )

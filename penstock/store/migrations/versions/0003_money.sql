@@ -25,6 +25,7 @@ ALTER TABLE ledger
     ADD COLUMN cache_write_tokens bigint NOT NULL DEFAULT 0,
     ADD COLUMN reasoning_tokens bigint NOT NULL DEFAULT 0,
     ADD COLUMN max_tokens integer,
+    ADD COLUMN over_soft_limit boolean NOT NULL DEFAULT false,
     ADD COLUMN upper_bound_tokens bigint CHECK (upper_bound_tokens >= 0),
     ADD COLUMN outcome text CHECK (outcome IN ('not_sent', 'refused', 'answered', 'unknown'));
 
