@@ -10,9 +10,10 @@ from pydantic import Field
 
 from penstock import telemetry
 from penstock.admission import Admission, Want, admit
-from penstock.call import Call, CallContext, make
-from penstock.errors import ConfigurationError, NotAdmittedError, OutputTruncatedError, ProviderError
+from penstock.call import Call, CallContext, bound_of, make
+from penstock.errors import BudgetError, ConfigurationError, NotAdmittedError, OutputTruncatedError, ProviderError
 from penstock.house import House
+from penstock.money.budgets import Unit
 from penstock.money.recollection import JournaledAnswer, Recollection
 from penstock.prompts import Prompt
 from penstock.retry import TREATMENTS, Kind
@@ -81,6 +82,8 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
                 want = replace(want, is_repeat=True)
             elif TREATMENTS[error.reason].elsewhere:
                 tried[admission.deployment.name] = error
+                if isinstance(error, BudgetError):
+                    tried |= dict.fromkeys(_too_dear(house, want, rendered, error), error)
             else:
                 raise
             continue
@@ -92,6 +95,16 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
             cost_nanodollars=call.price.cost(answered.answer.usage),
             over_soft_limit=answered.over_soft_limit,
         )
+
+
+def _too_dear(house: House, want: Want, rendered: RenderedPrompt, error: BudgetError) -> list[str]:
+    """Name the deployments that the same budget cannot pay either: none of them is worth a wait."""
+    deployments = [each for tier in want.tiers for each in house.catalogue.deployments(tier)]
+    today = house.clock.now().date()
+    bounds = {each.name: bound_of(rendered, house.prices.price_on(each.name, today)) for each in deployments}
+    if error.budget["unit"] == Unit.TOKENS:
+        return [name for name, bound in bounds.items() if bound.tokens(1) > error.room]
+    return [name for name, bound in bounds.items() if bound.nanodollars(1) > error.room]
 
 
 def find_prompt(house: House, reference: PromptReference) -> Prompt:

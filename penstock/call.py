@@ -17,7 +17,7 @@ from penstock.house import House
 from penstock.money.budgets import OnExhausted
 from penstock.money.holds import Hold, Shortfall
 from penstock.money.ledger import CallOutcome, Intent, Settlement
-from penstock.money.prices import Price
+from penstock.money.prices import Price, UpperBound
 from penstock.prompts import Prompt
 from penstock.schemas import Frozen, ModelAnswer, ModelRequest, RenderedPrompt, Usage
 
@@ -117,7 +117,6 @@ def _request(house: House, call: Call) -> ModelRequest:
 async def _intend(house: House, call: Call, request: ModelRequest) -> Hold:
     """Write the call down and hold what it can cost; of `max_tokens` at least what the answer is expected to take."""
     deployment, context, prompt = call.admission.deployment, call.context, call.rendered.prompt
-    schema = json.dumps(request.output_schema or {})
     intent = Intent(
         call_id=call.id,
         job_id=context.job_id,
@@ -131,10 +130,7 @@ async def _intend(house: House, call: Call, request: ModelRequest) -> Hold:
         account=deployment.account,
         model_asked=deployment.model,
         price_version=call.price.version,
-        bound=call.price.upper_bound(
-            prompt_bytes=sum(len(message.content.encode()) for message in request.messages) + len(schema.encode()),
-            messages=len(request.messages),
-        ),
+        bound=bound_of(call.rendered, call.price),
         max_tokens=request.max_tokens,
         least_max_tokens=max(1, call.admission.size.output),
     )
@@ -147,6 +143,15 @@ async def _intend(house: House, call: Call, request: ModelRequest) -> Hold:
             raise FencedError(f"job {context.job_id} belongs to a later run than {context.fence}")
 
 
+def bound_of(rendered: RenderedPrompt, price: Price) -> UpperBound:
+    """Say what a call can cost at most: its messages, and the output schema, count by their bytes."""
+    schema = json.dumps(rendered.output_schema or {})
+    return price.upper_bound(
+        prompt_bytes=sum(len(message.content.encode()) for message in rendered.messages) + len(schema.encode()),
+        messages=len(rendered.messages),
+    )
+
+
 def _budget_error(shortfall: Shortfall) -> BudgetError:
     budget = shortfall.budget
     whose = f"project {budget.project!r}" if budget.project else "its tenant"
@@ -156,7 +161,7 @@ def _budget_error(shortfall: Shortfall) -> BudgetError:
         reason, detail, wait_s = Reason.BUDGET_HELD, f"calls under way hold what is left of {limit}", HELD_PAUSE_S
     degrades = budget.on_exhausted is OnExhausted.DEGRADE
     name = {"project": budget.project, "period": budget.period.value, "unit": budget.unit.value}
-    return BudgetError(reason, detail, wait_s, degrades=degrades, budget=name)
+    return BudgetError(reason, detail, wait_s, degrades=degrades, budget=name, room=shortfall.room)
 
 
 async def _send(house: House, call: Call, request: ModelRequest) -> ModelAnswer:

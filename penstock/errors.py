@@ -164,16 +164,17 @@ class BudgetError(NotAdmittedError):
     """A hard budget has too little left: `budget_held` while other calls may give some back, else `budget_exhausted`.
 
     `degrades` says that the budget's owner wants a summary without a model then; `budget` names it by project, period
-    and unit.
+    and unit; `room` is what is not spent of it, in its unit.
     """
 
     def __init__(
-        self, reason: Reason, detail: str, wait_s: float | None, *, degrades: bool, budget: "dict[str, str]"
+        self, reason: Reason, detail: str, wait_s: float | None, *, degrades: bool, budget: "dict[str, str]", room: int
     ) -> None:
         """Give the reason class, which budget it is, how long to wait, and the owner's wish."""
         super().__init__(reason, detail, wait_s)
         self.degrades = degrades
         self.budget = budget
+        self.room = room
 
 
 class OutputInvalidError(PenstockError):

@@ -306,6 +306,12 @@ class TestDeployments:
         gated.release(job_id)
         assert gated.attempt_at(START_MS + 5_000, job_id).model == "sim-second"
 
+    def test_no_job_waits_for_one_that_is_out_and_too_dear_as_well(self, gated: AdmissionRooms) -> None:
+        keep(gated, 0)
+        gated.trip("second", now_ms=START_MS)
+        report = gated.attempt_at(START_MS, gated.submit(tier="pair"))
+        assert (report.outcome, report.reason) == (Outcome.DEAD, Reason.BUDGET_EXHAUSTED)
+
 
 class TestSoftLimits:
     """A soft limit stops nothing: it is told once, and marks what is paid for after it."""

@@ -48,10 +48,14 @@ class Hold:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """A hard limit that leaves no room; `may_pass` where other calls hold what would be enough and may give it back."""
+    """A hard limit that leaves no room; `may_pass` where other calls hold what would be enough and may give it back.
+
+    `room` is what is not settled of the limit, in its unit: no call that needs more can be made.
+    """
 
     budget: Budget
     may_pass: bool
+    room: int = field(default=0, compare=False)
 
 
 def accounts_of(tenant: str, project: str) -> list[Account]:
@@ -93,7 +97,8 @@ def _shortfall(want: Want, budget: Budget, so_far: Spent) -> Shortfall | None:
     if _left(want, budget, so_far) >= want.least_max_tokens:
         return None
     settled_alone = Spent(settled=so_far.settled)
-    return Shortfall(budget, may_pass=_left(want, budget, settled_alone) >= want.least_max_tokens)
+    may_pass = _left(want, budget, settled_alone) >= want.least_max_tokens
+    return Shortfall(budget, may_pass, room=(budget.hard_limit or 0) - so_far.settled[budget.unit])
 
 
 def _left(want: Want, budget: Budget, so_far: Spent) -> int:
