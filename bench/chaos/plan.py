@@ -16,7 +16,7 @@ EVENTS = {
     "provider_hangs": 60,
     "provider_cuts": 330,
     "provider_throttles": 250,
-    "poison": 8,
+    "poison": 4,
     "replay": 91,
 }
 """What can happen, and how often in 1,000 times, which are ten minutes.
@@ -49,8 +49,8 @@ class Plan:
     pause_s: tuple[float, float] = (0.3, 0.9)
     recovered_within_s: float = 40.0
     rounds: int = 5
-    peer_jobs: int = 4000
-    poison_s: float = 120.0
+    peer_jobs: int = 1500
+    poison_s: float = 45.0
     patience_s: float = 600.0
     weights: Mapping[str, int] = field(default_factory=lambda: dict(EVENTS))
     is_short: bool = False

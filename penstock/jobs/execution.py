@@ -49,8 +49,10 @@ class ClaimedJob:
     project: str = ""
 
 
-# A worker that runs a suspect gets no other; the feeder misses the message of the one that was refused, and sends it
-# again.
+REFUSED_AGE_S = 60
+"""What marks the row of a suspect that a worker was refused: no message is waited for so long."""
+
+# A worker that runs a suspect gets no other; the feeder sends the message of the one that was refused again.
 CLAIM = text(
     """
     WITH wanted AS (
@@ -66,7 +68,7 @@ CLAIM = text(
             AND (jobs.crashes < {suspect} OR wanted.worker NOT IN (SELECT worker FROM taken))
         RETURNING jobs.*
     ), refused AS (
-        UPDATE jobs SET released_at = now() - interval '1 minute' FROM wanted
+        UPDATE jobs SET released_at = now() - make_interval(secs => {age_s}) FROM wanted
         WHERE jobs.id = wanted.job_id AND jobs.state = 'released' AND jobs.crashes >= {suspect}
             AND wanted.worker IN (SELECT worker FROM taken)
     ), history AS (
@@ -77,7 +79,7 @@ CLAIM = text(
         extract(epoch FROM now() - released_at)::float8 AS waited_s,
         extract(epoch FROM deadline - now())::float8 AS ends_in_s
     FROM claimed JOIN payloads ON payloads.job_id = claimed.id
-""".replace("{suspect}", str(SUSPECT_AFTER))
+""".replace("{suspect}", str(SUSPECT_AFTER)).replace("{age_s}", str(REFUSED_AGE_S))
 )
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, TextClause, text
 
+from penstock.jobs.execution import REFUSED_AGE_S
 from penstock.jobs.states import SUSPECT_AFTER
 from penstock.schemas import Lane, PromptReference
 
@@ -190,6 +191,16 @@ def _variants(statement: str) -> dict[bool, TextClause]:
 RETRIES_OF = _variants(RETRIES)
 FAIR_OF = _variants(FAIR)
 
+# A claim that was refused marks its row by this age: its message is sent again with the next release, not when missed.
+REFUSED = text(f"""
+    UPDATE jobs SET released_at = now()
+    WHERE id IN (
+        SELECT id FROM jobs WHERE crashes >= {SUSPECT_AFTER} AND state = 'released' AND tier = :tier AND lane = :lane
+            AND released_at <= now() - make_interval(secs => {REFUSED_AGE_S})
+        FOR UPDATE SKIP LOCKED)
+    RETURNING {MESSAGE}
+""")  # noqa: S608 - constants
+
 LOST_DOORBELLS = text(f"""
     UPDATE jobs SET released_at = now()
     WHERE id IN (
@@ -247,7 +258,8 @@ def release_retries(connection: Connection, tier: str, lane: Lane, allowance: Al
     one of them waits to be claimed. To be called by the tier's one feeder, as `begin_feeding` makes sure.
     """
     values: dict[str, object] = {"tier": tier, "lane": lane.value, "most": allowance.jobs}
-    return _releases(connection, RETRIES_OF[allowance.only_impatient], values | _open_tiers(allowance))
+    due = _releases(connection, RETRIES_OF[allowance.only_impatient], values | _open_tiers(allowance))
+    return due + _releases(connection, REFUSED, {"tier": tier, "lane": lane.value})
 
 
 def release_fairly(connection: Connection, tier: str, lane: Lane, allowance: Allowance) -> list[Release]:
