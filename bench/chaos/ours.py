@@ -173,11 +173,23 @@ def wait_for_producers(site: Site) -> None:
     wait(lambda: all_submitted(site), site.plan.patience_s, "the producers are not done")
 
 
+def close_early(site: Site) -> bool:
+    """Close calls of dead workers before upkeep does, if the plan says so: what they hold of a budget is waited for."""
+    if site.plan.open_call_s is not None:
+        with site.engine.begin() as connection:
+            ledger.abandon(connection, older_than_s=site.plan.open_call_s)
+    return True
+
+
 def wait_for_end(site: Site) -> None:
     """Wait until no job lives; what does then is lost, and counted by whoever reads the books."""
     try:
         progress = Progress(site)
-        wait(lambda: progress.told() and count(site, LIVING) == 0, site.plan.patience_s, "jobs still live")
+        wait(
+            lambda: close_early(site) and progress.told() and count(site, LIVING) == 0,
+            site.plan.patience_s,
+            "jobs still live",
+        )
     except TimeoutError:
         tell(f"penstock: {count(site, LIVING)} jobs still live after {site.plan.patience_s:.0f} s")
 

@@ -51,6 +51,7 @@ OF_0003: dict[str, dict[str, Any]] = {
         "cache_write_tokens": 0,
         "reasoning_tokens": 0,
         "max_tokens": None,
+        "over_soft_limit": False,
         "upper_bound_tokens": None,
         "outcome": None,
     },
