@@ -22,4 +22,4 @@ POISON_AFTER = 3
 """Crashes after which a job is dead."""
 
 SUSPECT_AFTER = POISON_AFTER - 1
-"""Crashes after which a job runs alone, as far as suspects go: its next one is its own."""
+"""Crashes after which a job shares its worker with no other such job: its next one is most likely its own."""

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from penstock.jobs import recovery, release
+from penstock.jobs import leases, recovery, release
 from penstock.jobs.release import Allowance
 from penstock.schemas import Lane
 from tests.jobs import rows
@@ -31,7 +31,7 @@ def released(engine: Engine, lane: Lane = Lane.INTERACTIVE) -> list[UUID]:
         return [each.job_id for each in release.release_retries(connection, "small", lane, Allowance(100))]
 
 
-def test_suspects_run_one_at_a_time_and_others_beside_them(engine: Engine) -> None:
+def test_suspects_of_one_worker_run_one_at_a_time_and_others_beside_them(engine: Engine) -> None:
     first, once, second, never = retrying(engine, 2, 1, 2, 0)
     assert released(engine) == [first, once, never]
     assert released(engine) == []
@@ -40,6 +40,43 @@ def test_suspects_run_one_at_a_time_and_others_beside_them(engine: Engine) -> No
     assert released(engine) == []
     rows.finish(engine, rows.success(job))
     assert released(engine) == [second]
+
+
+def test_as_many_suspects_run_as_the_tier_has_live_workers_and_one_at_a_time_waits_for_its_claim(
+    engine: Engine,
+) -> None:
+    first, second, third = retrying(engine, 2, 2, 2)
+    for worker in ("a", "b"):
+        with engine.begin() as connection:
+            leases.renew(connection, worker, 60.0, "small")
+    assert released(engine) == [first]
+    assert released(engine) == []
+    assert rows.claim(engine, first, "a") is not None
+    assert released(engine) == [second]
+    assert rows.claim(engine, second, "b") is not None
+    assert released(engine) == []
+    rows.execute(engine, "UPDATE jobs SET state = 'dead' WHERE id = :id", id=first)
+    assert released(engine) == [third]
+
+
+def test_a_worker_that_runs_a_suspect_gets_no_other_and_the_message_is_sent_again(engine: Engine) -> None:
+    first, second = retrying(engine, 2, 2)
+    innocent = rows.new_job()
+    rows.submit(engine, innocent)
+    for worker in ("a", "b"):
+        with engine.begin() as connection:
+            leases.renew(connection, worker, 60.0, "small")
+    assert released(engine) == [first]
+    assert rows.claim(engine, first, "a") is not None
+    assert released(engine) == [second]
+    assert rows.claim(engine, innocent.id, "a") is not None
+    assert rows.claim(engine, second, "a") is None
+    refused = rows.row(engine, second)
+    assert (refused["state"], refused["attempts"], refused["fence"]) == ("released", 1, 1)
+    assert released(engine, Lane.BATCH) == []
+    assert released(engine) == [second]
+    assert released(engine) == []
+    assert rows.claim(engine, second, "b") is not None
 
 
 def test_one_suspect_of_a_tier_runs_whatever_its_lane(engine: Engine) -> None:

@@ -134,7 +134,19 @@ def test_a_shortfall_that_does_not_pass_names_a_budget_that_no_release_helps(
     free = without_holds(spent)
     (verdict,) = decide([want], budgets, spent)
     if isinstance(verdict, Shortfall) and not verdict.may_pass:
-        assert verdict.budget in lacks(want, want.least_max_tokens, budgets, free)
+        lasting = lacks(want, want.least_max_tokens, budgets, free)
+        assert verdict.budget in lasting
+        assert verdict.budget.on_exhausted is max(budget.on_exhausted for budget in lasting)  # refuse, before degrade
+
+
+@MANY
+@given(wants(), budget_lists(), STATES)
+def test_a_shortfall_tells_what_is_not_settled_of_its_limit(want: Want, budgets: list[Budget], spent: State) -> None:
+    (verdict,) = decide([want], budgets, spent)
+    if isinstance(verdict, Shortfall):
+        assert verdict.budget.hard_limit is not None
+        settled = spent[account_of(verdict.budget)].settled[verdict.budget.unit]
+        assert verdict.room == verdict.budget.hard_limit - settled
 
 
 @MANY
