@@ -59,7 +59,7 @@ FORGET_WORKERS = text("""
 def recover_expired(connection: Connection, *, most: int = 1000) -> list[Recovered]:
     """Take jobs from workers whose lease ran out; one that took POISON_AFTER workers with it is dead.
 
-    After SUSPECT_AFTER crashes a job shares no worker with another such job, so that the one which kills takes none with it.
+    After SUSPECT_AFTER crashes a job shares no worker with another such job: the one which kills takes none with it.
     """
     return _recovered(connection, EXPIRED_LEASES, {"poison": POISON_AFTER, "most": most})
 

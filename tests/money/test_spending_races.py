@@ -332,10 +332,10 @@ def run_of(job: ClaimedJob) -> Run:
 @pytest.fixture
 def race(engine: Engine) -> Iterator[Race]:
     budgets = [
-        Budget("acme", Period.DAY, Unit.NANODOLLARS, hard_limit=150_000),
-        Budget("acme", Period.MONTH, Unit.TOKENS, hard_limit=60_000),
-        Budget("acme", Period.MONTH, Unit.NANODOLLARS, "north", hard_limit=60_000),
-        Budget("acme", Period.DAY, Unit.TOKENS, "south", hard_limit=30_000),
+        Budget("acme", Period.DAY, Unit.NANODOLLARS, hard_limit=100_000),
+        Budget("acme", Period.MONTH, Unit.TOKENS, hard_limit=40_000),
+        Budget("acme", Period.MONTH, Unit.NANODOLLARS, "north", hard_limit=40_000),
+        Budget("acme", Period.DAY, Unit.TOKENS, "south", hard_limit=20_000),
     ]
     keep(engine, *budgets)
     url = engine.url.update_query_dict({"application_name": "budget_process"}).render_as_string(hide_password=False)
