@@ -237,6 +237,7 @@ class Budgets(RuleBasedStateMachine):
         assert {sums.held for sums in assert_balanced(self.engine).values()} <= {(0, 0)}
 
 
+@pytest.mark.timeout(300)
 def test_no_sequence_of_calls_crashes_and_changes_of_limits_overspends_or_forgets_a_hold(schema: Engine) -> None:
     run_state_machine_as_test(
         lambda: Budgets(schema),  # type: ignore[arg-type] # any maker of one will do
