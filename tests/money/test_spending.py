@@ -140,7 +140,8 @@ class Budgets(RuleBasedStateMachine):
 
     def check(self, each: Intent, verdict: Verdict, known: dict[UUID, int]) -> None:
         if each.call_id in known:
-            assert verdict == Hold(known[each.call_id])
+            assert isinstance(verdict, Hold)
+            assert verdict.max_tokens == known[each.call_id]
         elif isinstance(verdict, Hold):
             assert self.owns(each)
             assert each.least_max_tokens <= verdict.max_tokens <= each.max_tokens
@@ -241,7 +242,7 @@ class Budgets(RuleBasedStateMachine):
 def test_no_sequence_of_calls_crashes_and_changes_of_limits_overspends_or_forgets_a_hold(schema: Engine) -> None:
     run_state_machine_as_test(
         lambda: Budgets(schema),  # type: ignore[arg-type] # any maker of one will do
-        settings=settings(max_examples=40, stateful_step_count=15, deadline=None),
+        settings=settings(max_examples=12, stateful_step_count=15, deadline=None),
     )
 
 
