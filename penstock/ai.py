@@ -83,7 +83,7 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
             elif TREATMENTS[error.reason].elsewhere:
                 tried[admission.deployment.name] = error
                 if isinstance(error, BudgetError):
-                    tried |= dict.fromkeys(_too_dear(house, want, rendered, error), error)
+                    tried = dict.fromkeys(_too_dear(house, want, rendered, error), error) | tried
             else:
                 raise
             continue

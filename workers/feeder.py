@@ -96,7 +96,7 @@ def feed(engine: Engine, doorbell: Doorbell, tier: str, gauge: Gauge) -> int:
             allowance = allow(gauge, soon, target, of_lane)
             if allowance.jobs > 0:
                 retries = release.release_retries(connection, tier, lane, allowance)
-                fewer = replace(allowance, jobs=allowance.jobs - len(retries))
+                fewer = replace(allowance, jobs=max(0, allowance.jobs - len(retries)))
                 releases += retries
                 releases += release.release_fairly(connection, tier, lane, fewer)
     if releases:

@@ -227,7 +227,7 @@ def intend(connection: Connection, intents: Sequence[Intent]) -> list[Verdict]:
     fresh = [intent for call_id, intent in once.items() if call_id not in verdicts]
     if fresh:
         verdicts |= zip((intent.call_id for intent in fresh), _hold(connection, fresh), strict=True)
-    not_made = [call_id for call_id, verdict in verdicts.items() if verdict is None]
+    not_made = [call_id for call_id, verdict in verdicts.items() if not isinstance(verdict, Hold)]
     if not_made:
         verdicts |= _known(connection, not_made)  # written by a try whose commit was still under way
     return [verdicts[intent.call_id] for intent in intents]
