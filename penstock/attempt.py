@@ -28,6 +28,10 @@ from penstock.schemas import OnUnavailable
 DEPLOYMENT_S = 30.0
 """How long a job waits when this worker lacks its prompt or tier: another one may have them, or soon will."""
 
+LONGEST_HELD_PAUSE_S = 30.0
+HELD_PAUSES_A_WAIT = 4
+"""A job that waits for what others hold of its budget asks again after a fourth of the time that it has waited."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -137,7 +141,11 @@ async def _not_admitted(house: House, job: ClaimedJob, error: NotAdmittedError) 
             telemetry.emit("budget.exhausted", tenant=job.tenant, **error.budget)
             degrades = error.degrades
         return await _bury(house, job, error.reason, error.detail, degrades=degrades)
-    delay_s = error.wait_s * (1 + random.random() / 10)  # noqa: S311 - jitter, not a secret
+    wait_s = error.wait_s
+    if error.reason is Reason.BUDGET_HELD:
+        waited_s = (job.started_at - job.created_at).total_seconds()
+        wait_s = max(wait_s, min(LONGEST_HELD_PAUSE_S, waited_s / HELD_PAUSES_A_WAIT))
+    delay_s = wait_s * (1 + random.random() / 10)  # noqa: S311 - jitter, not a secret
     if job.deadline is not None and house.clock.now() + timedelta(seconds=delay_s) >= job.deadline:
         return await _bury(house, job, Reason.DEADLINE, f"its deadline passes before it can be admitted: {error}")
     return Ending(job.id, job.fence, Outcome.DEFERRED, error.reason, error.detail, delay_s=delay_s)

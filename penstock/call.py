@@ -74,15 +74,14 @@ async def make(house: House, call: Call) -> Answered:
     """
     try:
         await asyncio.sleep(call.admission.wait_s)
-        request = _request(house, call)
-        hold = await _intend(house, call, request)
+        hold = await _intend(house, call)
     except BaseException:
         await admission.unsent(house, call.admission)
         raise
     reach(Failpoint.AFTER_HOLD)
-    if hold.max_tokens < request.max_tokens:
-        call, request = _cut(call, hold.max_tokens), request.model_copy(update={"max_tokens": hold.max_tokens})
-    answer = await _send(house, call, request)
+    if hold.max_tokens < call.admission.size.max_tokens:
+        call = _cut(call, hold.max_tokens)
+    answer = await _send(house, call)
     reach(Failpoint.AFTER_ANSWER)
     try:
         text = await _settle(house, call, answer)
@@ -114,8 +113,11 @@ def _request(house: House, call: Call) -> ModelRequest:
     )
 
 
-async def _intend(house: House, call: Call, request: ModelRequest) -> Hold:
-    """Write the call down and hold what it can cost; of `max_tokens` at least what the answer is expected to take."""
+async def _intend(house: House, call: Call) -> Hold:
+    """Write the call down and hold what it can cost; of `max_tokens` at least what the answer is expected to take.
+
+    A run that is stopped meanwhile gives the hold back: the row may be written, and nothing will be sent.
+    """
     deployment, context, prompt = call.admission.deployment, call.context, call.rendered.prompt
     intent = Intent(
         call_id=call.id,
@@ -131,10 +133,17 @@ async def _intend(house: House, call: Call, request: ModelRequest) -> Hold:
         model_asked=deployment.model,
         price_version=call.price.version,
         bound=bound_of(call.rendered, call.price),
-        max_tokens=request.max_tokens,
+        max_tokens=call.admission.size.max_tokens,
         least_max_tokens=max(1, call.admission.size.output),
     )
-    match await house.journal.intend.add(intent):
+    writing = asyncio.ensure_future(house.journal.intend.add(intent))
+    try:
+        verdict = await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        if isinstance(await writing, Hold):
+            await _write_down(house, Settlement(call.id, CallOutcome.NOT_SENT, 0, reason=Reason.TIME_LIMIT))
+        raise
+    match verdict:
         case Hold() as hold:
             return hold
         case Shortfall() as shortfall:
@@ -164,12 +173,12 @@ def _budget_error(shortfall: Shortfall) -> BudgetError:
     return BudgetError(reason, detail, wait_s, degrades=degrades, budget=name, room=shortfall.room)
 
 
-async def _send(house: House, call: Call, request: ModelRequest) -> ModelAnswer:
+async def _send(house: House, call: Call) -> ModelAnswer:
     """Send it; whatever comes of it but an answer is settled here."""
     deployment = call.admission.deployment
     reach(Failpoint.BEFORE_SEND)
     try:
-        return await house.provider.complete(deployment, request)
+        return await house.provider.complete(deployment, _request(house, call))
     except ProviderError as error:
         await _settle_both(house, call, _settle_failure(call, error), error)
         telemetry.emit(

@@ -106,6 +106,8 @@ class House:
     worker: str
     tier: str
     engine: AsyncEngine
+    lease_engine: AsyncEngine
+    """Connections of the heartbeat's own: however many jobs wait for one, the worker is alive."""
     journal: Journal
     gates: Gates
     tenants: Tenants
@@ -123,18 +125,20 @@ class House:
         await self.provider.close()
         await self.gates.redis.aclose()
         await self.engine.dispose()
+        await self.lease_engine.dispose()
 
 
 def build_house(settings: Settings, provider: Provider, worker: str, tier: str = "") -> House:
     """Furnish a house for a worker of a tier. Read every configuration file and connect; raise ConfigurationError."""
     configuration = read_configuration(settings)
-    engine = async_engine(settings.require_database_url())
+    engine = async_engine(settings.require_database_url(), connections=6)
     clock = SystemClock()
     return House(
         settings=settings,
         worker=worker,
         tier=tier,
         engine=engine,
+        lease_engine=async_engine(settings.require_database_url(), connections=2),
         journal=Journal(engine),
         gates=Gates.open(settings.require_redis_url(), clock),
         tenants=configuration.tenants,

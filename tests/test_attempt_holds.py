@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from penstock.attempt import Report, run
 from penstock.clock import SystemClock
@@ -59,6 +60,13 @@ def beside(rooms: AdmissionRooms, first: UUID, second: UUID) -> Report:
     return rooms.with_house(meet)
 
 
+def age(rooms: AdmissionRooms, job_id: UUID, age_s: float) -> None:
+    """Let a job have been submitted so long ago."""
+    with rooms.engine.begin() as connection:
+        statement = text("UPDATE jobs SET created_at = now() - make_interval(secs => :age_s) WHERE id = :id")
+        connection.execute(statement, {"id": job_id, "age_s": age_s})
+
+
 class TestHeld:
     """Where calls under way hold what would be enough, a job waits for them as a row."""
 
@@ -90,6 +98,21 @@ class TestHeld:
         gated.release(second)
         assert gated.attempt(second).outcome is Outcome.SUCCEEDED
         assert held(gated) == {(0, 0)}
+
+    def test_whoever_waited_long_asks_less_often(self, gated: AdmissionRooms, monkeypatch: pytest.MonkeyPatch) -> None:
+        without_jitter(monkeypatch)
+        keep(gated, 2 * bound(gated) - 1)
+        first, *others = (gated.submit() for _ in range(4))
+        for job_id, age_s in zip(others, (2, 40, 4000), strict=True):
+            age(gated, job_id, age_s)
+
+        async def meet(house: House) -> list[float]:
+            running = await in_flight(gated, house, first)
+            delays = [(await run(house, job_id)).delay_s for job_id in others]
+            await running
+            return delays
+
+        assert gated.with_house(meet) == [1.0, pytest.approx(10.0, rel=0.05), 30.0]
 
     def test_the_cheaper_second_answers_what_is_held_at_the_dear_first(self, gated: AdmissionRooms) -> None:
         keep(gated, bound(gated) + bound(gated, rates=SECOND))
@@ -389,3 +412,30 @@ class TestWhatCallsLeave:
         assert (before.price_version, before.upper_bound_nanodollars) == ("2026-01-01", bound(gated))
         assert (after.price_version, after.upper_bound_nanodollars) == (tomorrow, 10 * bound(gated))
         assert (before.nanodollars, after.nanodollars) == (first, 10 * second)
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_its_hold_gives_it_back(gated: AdmissionRooms) -> None:
+    keep(gated, 10 * bound(gated))
+    first, second = gated.submit(), gated.submit()
+
+    async def stop_it(house: House) -> None:
+        await run(house, first)
+        with gated.engine.begin() as holder:
+            holder.execute(text("SELECT FROM spending FOR UPDATE"))
+            running = asyncio.create_task(run(house, second))
+            await until(lambda: waits_for_a_lock(gated))
+            running.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    gated.with_house(stop_it)
+    (row,) = gated.ledger(second)
+    assert (row.state, row.outcome, row.nanodollars) == ("settled", CallOutcome.NOT_SENT, 0)
+    assert held(gated) == {(0, 0)}
+    assert (gated.calls(), gated.job(second).state) == (1, "retrying")
+
+
+def waits_for_a_lock(rooms: AdmissionRooms) -> bool:
+    with rooms.engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))

@@ -107,7 +107,7 @@ async def _look(house: House) -> None:
     running = list(house.running.runs)
     if not running:
         return
-    async with house.engine.connect() as connection:
+    async with house.lease_engine.connect() as connection:
         gone = await connection.run_sync(partial(leases.lost, running=running))
     for job_id, _ in gone:
         telemetry.emit("lease.lost", job=str(job_id))
@@ -116,10 +116,11 @@ async def _look(house: House) -> None:
 
 async def _beat(house: House) -> None:
     running = list(house.running.runs)
-    async with house.engine.begin() as connection:
+    async with house.lease_engine.begin() as connection:
         await connection.run_sync(
             partial(leases.renew, worker=house.worker, lease_s=house.settings.lease_s, tier=house.tier)
         )
+    async with house.lease_engine.begin() as connection:  # apart: who holds a job's row must not end the lease
         house.running.processes = await connection.run_sync(leases.count_alive)
         await connection.run_sync(
             partial(
@@ -136,7 +137,7 @@ async def close(house: House, rhythms: Sequence[Any]) -> None:
     for rhythm in rhythms:
         rhythm.cancel()
     await house.journal.drain()
-    async with house.engine.begin() as connection:
+    async with house.lease_engine.begin() as connection:
         await connection.run_sync(partial(leases.retire, worker=house.worker))
     await house.close()
 

@@ -139,7 +139,8 @@ class Ending:
     """How one attempt ends. `delay_s` is for a retry; `failed` says that it counts against the tier's limit.
 
     `used_tokens` is what the tenant's share pays for a success in place of the estimate, divided by the tenant's
-    `weight`; a death has paid the estimate.
+    `weight`; a death has paid the estimate, and so has a run that its own tenant's calls kept from its budget: it took
+    a release from the others.
     """
 
     job_id: UUID
@@ -178,13 +179,14 @@ FINISH = text("""
             ended_at = CASE WHEN becomes IN ('queued', 'retrying') THEN NULL ELSE now() END
         FROM judged
         WHERE jobs.id = judged.job_id AND jobs.fence = judged.fence AND jobs.state = 'running'
-        RETURNING jobs.id, jobs.fence, jobs.tier, jobs.lane, jobs.tenant, judged.outcome,
+        RETURNING jobs.id, jobs.fence, jobs.tier, jobs.lane, jobs.tenant, judged.outcome, judged.reason,
             judged.charged_tokens AS charged,
             (judged.used_tokens - judged.charged_tokens) / judged.weight AS correction, becomes
     ), shares AS (
         INSERT INTO tenant_shares AS share (tier, lane, tenant, served_tokens)
         SELECT tier, lane, tenant, round(sum(correction)) FROM ended
-        WHERE charged > 0 AND outcome IN ('succeeded', 'deferred') AND becomes <> 'retrying' GROUP BY tier, lane, tenant
+        WHERE charged > 0 AND (outcome = 'succeeded' OR (becomes = 'queued' AND reason IS DISTINCT FROM 'budget_held'))
+        GROUP BY tier, lane, tenant
         ORDER BY tier, lane DESC, tenant  -- one order for all: two processes, or one and a feeder, cannot deadlock
         ON CONFLICT (tier, lane, tenant) DO UPDATE SET served_tokens = share.served_tokens + excluded.served_tokens
     ), no_attempt AS (

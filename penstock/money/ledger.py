@@ -6,7 +6,8 @@ what the provider will ask for. A row is closed once and never changed again: wh
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, text
 from penstock.errors import Reason
 from penstock.money import spending
 from penstock.money.budgets import Period, Unit, budgets_of
-from penstock.money.holds import Hold, Shortfall, Want, decide
+from penstock.money.holds import Account, Hold, Shortfall, Spent, Want, decide
 from penstock.money.prices import UpperBound
 from penstock.schemas import NanoDollars, Usage
 from penstock.store.text import storable_row
@@ -85,7 +86,11 @@ class SoftLimitPassed:
 Verdict = Hold | Shortfall | None
 """What comes of an intent; None: the job belongs to a later run, do not call."""
 
-KNOWN = text("SELECT call_id, max_tokens, over_soft_limit FROM ledger WHERE call_id = ANY(CAST(:ids AS uuid[]))")
+KNOWN = text("""
+    SELECT call_id, max_tokens, over_soft_limit FROM ledger
+    WHERE call_id = ANY(CAST(:ids AS uuid[])) AND ledger.state = 'intent'
+        AND EXISTS (SELECT 1 FROM jobs WHERE id = job_id AND jobs.fence = ledger.fence AND jobs.state = 'running')
+""")
 
 INTEND = text(f"""
     WITH given AS (
@@ -171,7 +176,9 @@ SETTLE = text(f"""
             ('tokens', spent.settled_tokens, spent.settled_tokens - deltas.settled_tokens)
         ) AS of_unit(unit, after, before)
     )
-    SELECT tenant, project, period, unit, soft_limit, after AS settled
+    SELECT tenant, project, period, unit, soft_limit, after AS settled, (
+        SELECT call_id FROM taken
+        WHERE taken.tenant = standing.tenant AND standing.project IN ('', taken.project) LIMIT 1) AS call_id
     FROM standing JOIN budgets USING (tenant, project, period, unit)
     WHERE after > soft_limit AND after - grown <= soft_limit
 """)  # noqa: S608 - no value is interpolated
@@ -222,36 +229,38 @@ def intend(connection: Connection, intents: Sequence[Intent]) -> list[Verdict]:
     Gives a Hold with the `max_tokens` that is paid for, a Shortfall where a hard budget has too little left, or None
     where the job belongs to a later run. An intent that is written already is held already.
     """
-    once = {intent.call_id: intent for intent in intents}
-    verdicts: dict[UUID, Verdict] = {**_known(connection, once)}
-    fresh = [intent for call_id, intent in once.items() if call_id not in verdicts]
-    if fresh:
-        verdicts |= zip((intent.call_id for intent in fresh), _hold(connection, fresh), strict=True)
-    not_made = [call_id for call_id, verdict in verdicts.items() if not isinstance(verdict, Hold)]
-    if not_made:
-        verdicts |= _known(connection, not_made)  # written by a try whose commit was still under way
+    once = list({intent.call_id: intent for intent in intents}.values())
+    decided = dict(zip((intent.call_id for intent in once), _decide(connection, once), strict=True))
+    rows = [_row(intent, hold) for intent in once if isinstance(hold := decided[intent.call_id], Hold)]
+    made = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})} if rows else set()
+    verdicts: dict[UUID, Verdict] = {
+        call_id: None if isinstance(verdict, Hold) and call_id not in made else verdict
+        for call_id, verdict in decided.items()
+    }
+    if len(made) < len(once):
+        verdicts |= _known(connection, verdicts.keys() - made)
     return [verdicts[intent.call_id] for intent in intents]
 
 
 def _known(connection: Connection, call_ids: Iterable[UUID]) -> dict[UUID, Hold]:
+    """Find the intents that are written already, by a try that did not hear of its commit, and may still be sent."""
     ids = {"ids": [str(call_id) for call_id in call_ids]}
     return {row.call_id: Hold(row.max_tokens, row.over_soft_limit) for row in connection.execute(KNOWN, ids)}
 
 
-def _hold(connection: Connection, intents: Sequence[Intent]) -> Iterator[Verdict]:
-    spent = spending.lock(connection, {(intent.tenant, intent.project) for intent in intents})
-    budgets = budgets_of(connection, sorted({intent.tenant for intent in intents}))
+def _decide(connection: Connection, intents: Sequence[Intent]) -> list[Hold | Shortfall]:
+    """Decide by what is spent now; owners without a budget wait for nobody."""
+    tenants = sorted({intent.tenant for intent in intents})
+    spent: Mapping[Account, Spent] = defaultdict(Spent)
+    budgets = budgets_of(connection, tenants)
+    if budgets:
+        spent = spending.lock(connection, {(intent.tenant, intent.project) for intent in intents})
+        budgets = budgets_of(connection, tenants)  # as they are now that the locks were waited for
     wants = [
         Want(intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens)
         for intent in intents
     ]
-    verdicts = decide(wants, budgets, spent)
-    rows = [
-        _row(intent, verdict) for intent, verdict in zip(intents, verdicts, strict=True) if isinstance(verdict, Hold)
-    ]
-    made = {row.call_id for row in connection.execute(INTEND, {"rows": json.dumps(rows)})} if rows else set()
-    for intent, verdict in zip(intents, verdicts, strict=True):
-        yield verdict if isinstance(verdict, Shortfall) or intent.call_id in made else None
+    return decide(wants, budgets, spent)
 
 
 def _row(intent: Intent, hold: Hold) -> dict[str, object]:
@@ -271,16 +280,17 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[tu
     """State what calls came to and keep their answers, in one transaction; a repeat changes nothing.
 
     Of several settlements of one call the first that knows the truth counts; one that comes when the row was closed as
-    unknown is a correction. Gives, with the first settlement, the soft limits that they passed together.
+    unknown is a correction. Gives the soft limits that they passed together, each with a settlement of its owner.
     """
     doubts_last = sorted(settlements, key=lambda settlement: settlement.nanodollars is None)
     first = {settlement.call_id: settlement for settlement in reversed(doubts_last)}
     rows = [_settled_row(settlement) for settlement in first.values()]
-    passed = tuple(
-        SoftLimitPassed(row.tenant, row.project, Period(row.period), Unit(row.unit), row.soft_limit, row.settled)
-        for row in connection.execute(SETTLE, {"rows": json.dumps(rows)})
-    )
-    return [passed if number == 0 else () for number in range(len(settlements))]
+    passed = defaultdict[UUID, list[SoftLimitPassed]](list)
+    for row in connection.execute(SETTLE, {"rows": json.dumps(rows)}):
+        passed[row.call_id].append(
+            SoftLimitPassed(row.tenant, row.project, Period(row.period), Unit(row.unit), row.soft_limit, row.settled)
+        )
+    return [tuple(passed.pop(settlement.call_id, ())) for settlement in settlements]
 
 
 def _settled_row(settlement: Settlement) -> dict[str, object]:

@@ -1,6 +1,8 @@
 """Many small writes made into one. It must not know what is written.
 
-Jobs of one process that do the same step within a few milliseconds share one multi-row statement and one commit.
+Jobs of one process that do the same step within a few milliseconds share one multi-row statement and one commit, and
+so do all that come while one is being written: a gatherer has one transaction at a time. Several would queue for the
+same rows, each with a connection that others need.
 While Postgres is away, the rows wait here and are tried again: `write` must bear to be repeated, since a connection
 that breaks during a commit hides whether it happened.
 """
@@ -45,7 +47,7 @@ class Gatherer(Generic[Row, Answer]):
         self._patience_s = patience_s
         self._waiting: list[tuple[Row, asyncio.Future[Answer]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._flushes: set[asyncio.Task[None]] = set()
+        self._flush: asyncio.Task[None] | None = None
 
     async def add(self, row: Row) -> Answer:
         """Write `row` together with others and give the answer to it, once it is committed.
@@ -55,26 +57,30 @@ class Gatherer(Generic[Row, Answer]):
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((row, future))
         if len(self._waiting) >= self._most:
-            self._flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._flush)
+            self._begin()
+        elif self._timer is None and self._flush is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._begin)
         return await future
 
     async def drain(self) -> None:
         """Write what waits, and return when nothing is being written any more."""
-        self._flush()
-        while self._flushes:
-            await asyncio.wait(set(self._flushes))
+        self._begin()
+        while self._flush is not None:
+            await asyncio.wait([self._flush])
 
-    def _flush(self) -> None:
+    def _begin(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch, self._waiting = self._waiting, []
-        if batch:
-            task = asyncio.get_running_loop().create_task(self._commit(batch))
-            self._flushes.add(task)
-            task.add_done_callback(self._flushes.discard)
+        if self._flush is None and self._waiting:
+            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            self._flush = asyncio.get_running_loop().create_task(self._commit(batch))
+            self._flush.add_done_callback(self._end)
+
+    def _end(self, flush: asyncio.Task[None]) -> None:
+        self._flush = None
+        if not flush.cancelled():
+            self._begin()
 
     async def _commit(self, batch: list[tuple[Row, asyncio.Future[Answer]]]) -> None:
         try:

@@ -1,5 +1,6 @@
 """A job that could not be admitted is where it was before it was released: no attempt, no history, no charge."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -105,6 +106,16 @@ def test_what_its_tenant_was_charged_is_given_back_and_charged_again(engine: Eng
     assert (rows.served_tokens(engine)["acme"], rows.row(engine, job.id)["charged_tokens"]) == (0, 0)
     assert feed(engine) == [job.id]
     assert (rows.served_tokens(engine)["acme"], rows.row(engine, job.id)["charged_tokens"]) == (700, 700)
+
+
+def test_a_tenant_pays_for_the_releases_that_its_own_calls_keep_from_its_budget(engine: Engine) -> None:
+    job = fed_job(engine, estimated_tokens=700)
+
+    rows.finish(engine, replace(rows.deferral(job), reason=Reason.BUDGET_HELD))
+
+    assert (rows.served_tokens(engine)["acme"], rows.row(engine, job.id)["charged_tokens"]) == (700, 0)
+    assert feed(engine) == [job.id]
+    assert (rows.served_tokens(engine)["acme"], rows.row(engine, job.id)["charged_tokens"]) == (1400, 700)
 
 
 def test_a_retry_that_is_put_off_keeps_its_charge_until_its_end(engine: Engine) -> None:

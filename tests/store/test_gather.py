@@ -177,6 +177,29 @@ def test_callers_that_come_while_a_batch_is_written_are_in_the_next(engine: Engi
     assert sorted(write.batches) == [["a", "b"], ["c", "d"]]
 
 
+def test_rows_that_come_one_by_one_queue_in_one_transaction_and_not_in_many(engine: Engine, settings: Settings) -> None:
+    """While somebody holds what the rows need, whoever comes waits for the next statement, and takes no connection."""
+    names = [f"w{number}" for number in range(20)]
+
+    async def work(on: AsyncEngine) -> tuple[int, list[str]]:
+        write = Writing()
+        gatherer = Gatherer(on, write, wait_s=0)
+        with engine.begin() as holder:
+            holder.execute(text("LOCK TABLE workers IN SHARE MODE"))
+            waiting = []
+            for name in names:
+                waiting.append(asyncio.create_task(gatherer.add(name)))
+                await asyncio.sleep(0.005)
+            taken = on.pool.checkedout()  # type: ignore[attr-defined]
+        return taken, await asyncio.gather(*waiting)
+
+    taken, answers = run(settings, work)
+
+    assert taken == 1
+    assert answers == [f"answer to {name}" for name in names]
+    assert written(engine) == set(names)
+
+
 def test_a_connection_that_is_cut_in_the_middle_of_a_statement_is_tried_again(
     engine: Engine, settings: Settings
 ) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
 import httpx
@@ -15,7 +15,7 @@ from penstock.house import House
 from penstock.jobs import queries, recovery
 from penstock.jobs.execution import Outcome
 from tests.rooms import Rooms
-from workers.lifecycle import LOOK_S, keep_looking
+from workers.lifecycle import LOOK_S, begin, keep_looking
 
 AT_ONCE_S = 2.0
 PATIENCE_S = 15.0
@@ -51,6 +51,14 @@ def cancel(rooms: Rooms, job_id: UUID) -> list[UUID]:
     """Cancel a job in its row alone: no worker hears of it."""
     with rooms.engine.begin() as connection:
         return queries.cancel(connection, [job_id])
+
+
+def lease_s(rooms: Rooms) -> float:
+    """Give how long the worker's lease lasts yet."""
+    with rooms.engine.connect() as connection:
+        return float(
+            connection.scalar(text("SELECT extract(epoch FROM max(lease_until) - clock_timestamp()) FROM workers")) or 0
+        )
 
 
 def take_over(rooms: Rooms) -> None:
@@ -164,6 +172,32 @@ def test_a_look_that_fails_is_followed_by_another(
 
     [report] = hang(rooms, cancel_while_looks_fail, job_id)
     assert (report.outcome, failed) == (None, [[(job_id, 1)]])
+
+
+def test_a_worker_whose_connections_are_all_taken_is_alive(rooms: Rooms) -> None:
+    async def beat_without_any(house: House) -> None:
+        async with AsyncExitStack() as taken:
+            for _ in range(house.engine.pool.size()):  # type: ignore[attr-defined]
+                await taken.enter_async_context(house.engine.connect())
+            async with asyncio.timeout(AT_ONCE_S):
+                await begin(house)
+
+    rooms.with_house(beat_without_any)
+    assert lease_s(rooms) > 0
+
+
+def test_a_row_that_somebody_holds_does_not_end_the_lease(rooms: Rooms) -> None:
+    """A migration, say: what a heartbeat mends beside may wait, the lease may not."""
+
+    async def beat_behind(house: House) -> None:
+        with rooms.engine.begin() as holder:
+            holder.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+            beating = asyncio.create_task(begin(house))
+            await until(lambda: lease_s(rooms) > 0)
+            assert not beating.done()
+        await beating
+
+    rooms.with_house(beat_behind)
 
 
 def test_a_run_that_is_its_own_is_left_alone(rooms: Rooms) -> None:
