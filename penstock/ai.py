@@ -10,10 +10,11 @@ from pydantic import Field
 
 from penstock import telemetry
 from penstock.admission import Admission, Want, admit
-from penstock.call import Call, CallContext, bound_of, make
+from penstock.call import Answered, Call, CallContext, bound_of, make
 from penstock.errors import BudgetError, ConfigurationError, NotAdmittedError, OutputTruncatedError, ProviderError
 from penstock.house import House
 from penstock.money.budgets import Unit
+from penstock.money.prices import UpperBound
 from penstock.money.recollection import JournaledAnswer, Recollection
 from penstock.prompts import Prompt
 from penstock.retry import TREATMENTS, Kind
@@ -76,35 +77,38 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
             price=house.prices.price_on(admission.deployment.name, house.clock.now().date()),
         )
         try:
-            answered = await make(house, call)
+            return _completion(call, await make(house, call))
         except (ProviderError, NotAdmittedError) as error:
             if _was_cut_short(admission, error):
                 want = replace(want, is_repeat=True)
             elif TREATMENTS[error.reason].elsewhere:
-                tried[admission.deployment.name] = error
-                if isinstance(error, BudgetError):
-                    tried = dict.fromkeys(_too_dear(house, want, rendered, error), error) | tried
+                tried = _too_dear(house, want, rendered, error) | tried | {admission.deployment.name: error}
             else:
                 raise
-            continue
-        return Completion(
-            text=answered.text,
-            model_asked=admission.deployment.name,
-            model_served=answered.answer.model_served,
-            usage=answered.answer.usage,
-            cost_nanodollars=call.price.cost(answered.answer.usage),
-            over_soft_limit=answered.over_soft_limit,
-        )
 
 
-def _too_dear(house: House, want: Want, rendered: RenderedPrompt, error: BudgetError) -> list[str]:
-    """Name the deployments that the same budget cannot pay either: none of them is worth a wait."""
+def _completion(call: Call, answered: Answered) -> Completion:
+    return Completion(
+        text=answered.text,
+        model_asked=call.admission.deployment.name,
+        model_served=answered.answer.model_served,
+        usage=answered.answer.usage,
+        cost_nanodollars=call.price.cost(answered.answer.usage),
+        over_soft_limit=answered.over_soft_limit,
+    )
+
+
+def _too_dear(
+    house: House, want: Want, rendered: RenderedPrompt, error: ProviderError | NotAdmittedError
+) -> dict[str, ProviderError | NotAdmittedError]:
+    """Name the deployments that the budget which refused a call cannot pay either: none of them is worth a wait."""
+    if not isinstance(error, BudgetError):
+        return {}
     deployments = [each for tier in want.tiers for each in house.catalogue.deployments(tier)]
     today = house.clock.now().date()
     bounds = {each.name: bound_of(rendered, house.prices.price_on(each.name, today)) for each in deployments}
-    if error.budget["unit"] == Unit.TOKENS:
-        return [name for name, bound in bounds.items() if bound.tokens(1) > error.room]
-    return [name for name, bound in bounds.items() if bound.nanodollars(1) > error.room]
+    least = UpperBound.tokens if error.budget["unit"] == Unit.TOKENS else UpperBound.nanodollars
+    return {name: error for name, bound in bounds.items() if least(bound, 1) > error.room}
 
 
 def find_prompt(house: House, reference: PromptReference) -> Prompt:

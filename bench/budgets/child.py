@@ -18,6 +18,8 @@ async def follow(orders: dict[str, Any]) -> None:
         ready()
     if orders["role"] == "race":
         await race.spend(Journal(engine), orders)
+    elif orders["role"] == "arrivals":
+        print(json.dumps(await flow.arrive_and_wait(Journal(engine), orders)))
     else:
         print(await flow.call_and_count(*flow.steps(engine, orders["role"]), orders))
     await engine.dispose()

@@ -21,6 +21,7 @@ from penstock.schemas import Usage
 from penstock.store.gather import Gatherer
 
 IN_FLIGHT = 400
+ARRIVALS_A_SECOND = 600
 TENANTS = 200
 NO_LIMIT = 10**15
 
@@ -70,6 +71,13 @@ def measure(report: Report, engine: Engine, plan: Plan) -> None:
         beside = {"without_budgets": floor}
         report.add(f"flow.{name}.one_tenant", one, "1/s", must=">= 1500" if processes == 1 else None, beside=beside)
         report.add(f"flow.{name}.{TENANTS}_tenants", many, "1/s", beside=beside)
+    waits_ms = sorted(wait_of_arrivals(engine, plan))
+    p50, p99 = (round(waits_ms[int(len(waits_ms) * share)], 1) for share in (0.5, 0.99))
+    report.add("arrivals.two_processes.one_tenant.hold_p50", p50, "ms", must="<= 50", beside={"p99": p99})
+    report.note(
+        f"arrivals: {ARRIVALS_A_SECOND} calls a second of one tenant, evenly over two processes, whatever became of "
+        "those before; the time from the wish to the committed hold."
+    )
     report.note(
         f"flow: {IN_FLIGHT} coroutines in all, each reserving, writing the intent and settling without a pause, "
         "through the Journal of a worker process, on an embedded Postgres with fsync; no answer is stored. Every "
@@ -80,6 +88,16 @@ def measure(report: Report, engine: Engine, plan: Plan) -> None:
 
 def rate(engine: Engine, plan: Plan, load: Load) -> float:
     """Run one load and give its calls a second."""
+    return round(sum(int(said) for said in run(engine, plan, load)) / plan.seconds, 1)
+
+
+def wait_of_arrivals(engine: Engine, plan: Plan) -> list[float]:
+    """Run two processes to which calls come at a fixed rate, and give how long each waited for its hold, in ms."""
+    return [wait_ms for said in run(engine, plan, Load("arrivals", 1, 2)) for wait_ms in json.loads(said)]
+
+
+def run(engine: Engine, plan: Plan, load: Load) -> list[str]:
+    """Run one load and give what its processes said."""
     empty(engine)
     names = [f"tenant-{number}" for number in range(load.tenants)]
     wide = NO_LIMIT // 2, NO_LIMIT
@@ -89,7 +107,7 @@ def rate(engine: Engine, plan: Plan, load: Load) -> float:
     orders = {"role": load.role, "url": url, **asdict(plan)}
     children = [start(orders | {"runs": runs[number :: load.processes]}) for number in range(load.processes)]
     go(children)
-    return round(sum(int(end(child)) for child in children) / plan.seconds, 1)
+    return [end(child) for child in children]
 
 
 async def call_and_count(
@@ -111,6 +129,29 @@ async def call_and_count(
         return calls
 
     return sum(await asyncio.gather(*(work(run) for run in orders["runs"])))
+
+
+async def arrive_and_wait(journal: Journal, orders: dict[str, Any]) -> list[float]:
+    """Begin calls at a fixed rate; give how long each that came after the warm-up waited for its hold, in ms."""
+    bound = UpperBound(1000, 1000 * PER_TOKENS, PER_TOKENS)
+    began_s = time.monotonic()
+    waits_ms: list[float] = []
+
+    async def call(run: Run, since_s: float) -> None:
+        intent = intent_of(run, bound, 100, 50)
+        assert isinstance(await journal.intend.add(intent), Hold)
+        if since_s >= began_s + orders["warm_up_s"]:
+            waits_ms.append((time.monotonic() - since_s) * 1000)
+        await journal.settle.add(
+            Settlement(intent.call_id, CallOutcome.ANSWERED, 310, Usage(input_tokens=250, output_tokens=60))
+        )
+
+    async with asyncio.TaskGroup() as calls:
+        for number in range(int((orders["warm_up_s"] + orders["seconds"]) * ARRIVALS_A_SECOND / 2)):
+            due_s = began_s + number * 2 / ARRIVALS_A_SECOND
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            calls.create_task(call(orders["runs"][number % len(orders["runs"])], due_s))
+    return waits_ms
 
 
 def steps(engine: AsyncEngine, role: str) -> tuple[Gatherer[Intent, Any], Gatherer[Settlement, Any]]:
