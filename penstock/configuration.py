@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from penstock.clock import SystemClock
 from penstock.errors import ConfigurationError, InvalidRequestError
 from penstock.money.prices import PriceList
 from penstock.prompts import Prompt, PromptLibrary
@@ -30,8 +31,9 @@ def read_configuration(settings: Settings) -> Configuration:
     tenants = Tenants.load(settings.config)
     lock = settings.prompts.with_name("prompts.lock")
     prompts = PromptLibrary.load(settings.prompts, lock if lock.exists() else None)
+    today = SystemClock().now().date()
     for name in catalogue.deployment_names:
-        prices.require(name)
+        prices.price_on(name, today)
     for prompt in prompts:
         _require_tiers(catalogue, prompt, settings)
     return Configuration(catalogue, prices, tenants, prompts)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_project_s_own_configuration_holds_together(folder: Path) -> None:
     assert [tier.name for tier in catalogue.tiers] == ["small", "medium", "large"]
     assert [deployment.name for deployment in catalogue.deployments("small")] == ["sim-small"]
     assert {prompt.default_tier for prompt in prompts} == {"small", "medium"}
-    prices.require("sim-large")
+    assert prices.price_on("sim-large", date(2026, 11, 25)).version == "2026-01-01"
 
 
 @pytest.mark.parametrize(("file", "edit", "place"), list(BAD.values()), ids=list(BAD))

@@ -259,6 +259,7 @@ def test_key_that_was_used_for_other_content_is_refused(client: Client, engine: 
         {"tier": "large"},
         {"prompt_version": "1.0.0"},
         {"prompt": "classify_document"},
+        {"project": "north"},
     ):
         with pytest.raises(IdempotencyConflictError) as caught:
             client.submit(**{**GOOD, **other}, idempotency_key="k")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -25,9 +26,9 @@ from penstock.settings import Settings
 from penstock.tenants import Tenants
 from tests import test_cli
 from tests.jobs import rows
-from tests.jobs.test_retention import NO_TEXT, age, ended_job, held, purge, spend, statements
+from tests.jobs.test_retention import NO_TEXT, age, ended_job, held, purge, spend
 from tests.test_cli import Penstock
-from workers.upkeep import Swept, sweep
+from workers.upkeep import forget, keep_sweeping, sweep
 
 bare, penstock, client = test_cli.bare, test_cli.penstock, test_cli.client
 
@@ -113,33 +114,57 @@ def test_upkeep_purges_by_the_tenants_periods(engine: Engine, doorbell: Doorbell
     acme = ended_job(engine, "cancelled")
     old, new = ended_job(engine, tenant="globex", days_ago=2), ended_job(engine, tenant="globex")
     kept = ended_job(engine, tenant="zeta", days_ago=9_000)
-    assert sweep(engine, doorbell, tenants=tenants) == Swept(recovered=0, expired=0, unknown=0, announced=0, purged=2)
+    assert forget(engine, tenants) == 2
     assert [held(engine, job_id) for job_id in (acme, old)] == [NO_TEXT, NO_TEXT]
     assert [held(engine, job_id) for job_id in (new, kept)] == [KEPT, KEPT]
-    assert sweep(engine, doorbell, tenants=tenants).purged == 0
+    assert forget(engine, tenants) == 0
+
+
+def test_upkeep_looks_at_periods_of_days_less_often_than_at_those_of_none(engine: Engine, tmp_path: Path) -> None:
+    periods = "[default]\nretention_days = 1\n[tenants.acme]\nretention_days = 0\n[tenants.zeta]\nretention_days = 2\n"
+    at_once = ended_job(engine, "cancelled")
+    later = [ended_job(engine, tenant=tenant, days_ago=3) for tenant in ("globex", "zeta")]
+    assert forget(engine, load(tmp_path, periods), at_once_only=True) == 1
+    assert held(engine, at_once) == NO_TEXT
+    nothing_kept = load(tmp_path, "[default]\nretention_days = 0\n[tenants.zeta]\nretention_days = 2\n")
+    assert forget(engine, nothing_kept, at_once_only=True) == 1
+    assert [held(engine, job_id) == NO_TEXT for job_id in later] == [True, False]
+
+
+def test_upkeep_recovers_and_announces_though_it_cannot_forget(
+    engine: Engine, doorbell: Doorbell, broker: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Event()
+    passes = []
+
+    def fail(*_: object, **__: object) -> None:
+        passes.append(broker.llen("dead_letter"))
+        if len(passes) == 2:
+            stop.set()
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("workers.upkeep.forget", fail)
+    monkeypatch.setattr("workers.upkeep.SWEEP_S", 0.01)
+    ended_job(engine, "dead")
+    keep_sweeping(engine, doorbell, stop, 30.0, load(tmp_path, ""))
+    assert passes == [1, 1]
 
 
 def test_upkeep_announces_a_death_though_its_text_is_gone(
     engine: Engine, doorbell: Doorbell, broker: redis.Redis, tmp_path: Path
 ) -> None:
     job_id = ended_job(engine, "dead")
-    swept = sweep(engine, doorbell, tenants=load(tmp_path, "[default]\nretention_days = 0\n"))
-    assert (swept.purged, swept.announced, broker.llen("dead_letter")) == (1, 1, 1)
+    assert forget(engine, load(tmp_path, "[default]\nretention_days = 0\n")) == 1
+    assert (sweep(engine, doorbell).announced, broker.llen("dead_letter")) == (1, 1)
     assert held(engine, job_id) == NO_TEXT
 
 
-@pytest.mark.parametrize("content", [None, "", "[tenants.acme]\nweight = 2\n"])
-def test_upkeep_asks_nothing_more_where_everything_is_kept(
-    engine: Engine, doorbell: Doorbell, tmp_path: Path, content: str | None
-) -> None:
+@pytest.mark.parametrize("content", ["", "[tenants.acme]\nweight = 2\n"])
+def test_upkeep_asks_nothing_where_everything_is_kept(engine: Engine, tmp_path: Path, content: str) -> None:
     ended_job(engine, days_ago=9_000)
-    tenants = None if content is None else load(tmp_path, content)
-    with statements(engine) as before:
-        sweep(engine, doorbell)
-    with statements(engine) as run, transactions(engine) as begun:
-        assert sweep(engine, doorbell, tenants=tenants).purged == 0
-    assert run == before
-    assert len(begun) == 4
+    with transactions(engine) as begun:
+        assert forget(engine, load(tmp_path, content)) == 0
+    assert begun == []
 
 
 def test_without_retention_a_result_is_read_once(forgetful: Client, engine: Engine) -> None:

@@ -4,13 +4,13 @@ The broker holds about two seconds of work for each tier, so that order, pause a
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from penstock import telemetry
 from penstock.client.broker import tier_queue
@@ -23,11 +23,12 @@ from penstock.pacing import Pace, pace
 from penstock.routing import Catalogue
 from penstock.schemas import Lane
 from penstock.settings import Settings, default_settings
-from penstock.store.db import sync_engine
+from penstock.store.db import is_away, sync_engine
 from penstock.store.redis import sync_redis
 from penstock.tenants import TenantEntry, Tenants
 
 PASS_S = 0.1
+PAUSE_S = 1.0
 WORK_S = 2.0
 LEAST_RELEASED = 32
 LOST_AFTER_S = 4.0
@@ -140,6 +141,19 @@ def mend(engine: Engine, doorbell: Doorbell, tier: str) -> int:
     return sent
 
 
+def goes_well(step: Callable[[], object]) -> bool:
+    """Take a step of one tier, and tell whether it went well: its trouble must not stop the others."""
+    try:
+        step()
+    except Exception as error:  # noqa: BLE001 - see above
+        if isinstance(error, BROKER_ERRORS) or is_away(error):
+            telemetry.emit("service.unavailable", service="feeder", error=type(error).__name__, retry_s=PAUSE_S)
+        else:
+            telemetry.failed(error)
+        return False
+    return True
+
+
 def run(settings: Settings, stop: Event) -> None:
     """Feed every tier until `stop` is set; a service that is away is waited for."""
     tiers = [tier.name for tier in Catalogue.load_tiers(settings.config).tiers]
@@ -149,17 +163,11 @@ def run(settings: Settings, stop: Event) -> None:
     passes = 0
     while not stop.wait(PASS_S):
         passes += 1
-        try:
-            for tier in tiers:
-                feed(engine, doorbell, tier, gauge)
-                if passes % LOOKS_FOR_LOST_EVERY == 0:
-                    mend(engine, doorbell, tier)
-        except (DBAPIError, *BROKER_ERRORS) as error:
-            telemetry.emit("service.unavailable", service="feeder", error=type(error).__name__, retry_s=1.0)
-            stop.wait(1.0)
-        except Exception as error:  # noqa: BLE001 - one tier's trouble must not stop the others for ever
-            telemetry.failed(error)
-            stop.wait(1.0)
+        steps = [partial(feed, engine, doorbell, tier, gauge) for tier in tiers]
+        if passes % LOOKS_FOR_LOST_EVERY == 0:
+            steps += [partial(mend, engine, doorbell, tier) for tier in tiers]
+        if [step for step in steps if not goes_well(step)]:
+            stop.wait(PAUSE_S)
     doorbell.close()
     engine.dispose()
 

@@ -81,7 +81,8 @@ STARTED = text("""
 RETRIES = """
     WITH suspects AS (
         SELECT id FROM jobs
-        WHERE crashes >= {suspect} AND state = 'retrying' AND tier = :tier AND due_at <= now()
+        WHERE crashes >= {suspect} AND state = 'retrying' AND tier = :tier AND lane = :lane AND due_at <= now()
+            AND {which}
             AND NOT EXISTS (SELECT 1 FROM jobs WHERE crashes >= {suspect} AND state = 'released' AND tier = :tier)
             AND (SELECT count(*) FROM jobs WHERE crashes >= {suspect} AND state = 'running' AND tier = :tier)
                 < greatest(1, (SELECT count(*) FROM workers WHERE tier = :tier AND lease_until > now()))

@@ -17,6 +17,7 @@ RERUN = text("""
 def rerun(connection: Connection, ids: list[UUID]) -> list[UUID]:
     """Queue jobs with a degraded result anew and give the ids of those that had one: a second call finds none.
 
-    They wait for a model now, whatever they accepted before; the degraded result stays until an answer takes its place.
+    They wait for a model now, whatever they accepted before; the degraded result stays until an answer takes its place,
+    or another without a model, where a budget is exhausted whose owner has chosen that.
     """
     return [row.id for row in connection.execute(RERUN, {"ids": [str(job_id) for job_id in ids]})]

@@ -18,7 +18,8 @@ RESULT_EXPIRES_S = 3600.0
 ENDED = "state IN ('succeeded', 'dead', 'cancelled')"
 LABELLED = "(document_name IS NOT NULL OR metadata <> '{}' OR (detail IS NOT NULL AND purged_at IS NULL))"
 
-KEEPS_RESULT = """(days = 0 AND state = 'succeeded' AND ended_at > now() - make_interval(secs => :result_expires_s)
+KEEPS_RESULT = """(days = 0 AND state = 'succeeded' AND kept_until IS NULL
+    AND ended_at > now() - make_interval(secs => :result_expires_s)
     AND EXISTS (SELECT 1 FROM results WHERE job_id = jobs.id AND fetched_at IS NULL))"""
 
 FORGET = """
@@ -31,6 +32,9 @@ FORGET = """
     ), purged AS (
         UPDATE jobs SET purged_at = now(), document_name = NULL, metadata = '{}', detail = NULL
         FROM due WHERE jobs.id = due.id AND NOT keeps_result
+    ), kept AS (
+        UPDATE jobs SET kept_until = ended_at + make_interval(secs => :result_expires_s)
+        FROM due WHERE jobs.id = due.id AND keeps_result
     )
     SELECT (SELECT count(*) FROM due) AS jobs,
         (SELECT count(*) FROM payloads_gone) AS payloads,
@@ -59,10 +63,8 @@ PURGE_EXPIRED = text(f"""
         SELECT expired.* FROM tenants CROSS JOIN LATERAL (
             SELECT id, {KEEPS_RESULT} AS keeps_result, {LABELLED} AS is_labelled FROM jobs
             WHERE {ENDED} AND purged_at IS NULL AND jobs.tenant = tenants.tenant
-                AND ended_at <= now() - make_interval(secs => days * 86400)
-                AND (NOT {KEEPS_RESULT} OR EXISTS (SELECT 1 FROM payloads WHERE job_id = jobs.id)
-                    OR EXISTS (SELECT 1 FROM answers WHERE job_id = jobs.id))
-            ORDER BY ended_at LIMIT :most FOR UPDATE SKIP LOCKED
+                AND coalesce(kept_until, ended_at) <= now() - make_interval(secs => days * 86400)
+            ORDER BY coalesce(kept_until, ended_at) LIMIT :most FOR UPDATE SKIP LOCKED
         ) AS expired LIMIT :most
     ), {FORGET}
 """)  # noqa: S608 - no value is interpolated
@@ -95,9 +97,12 @@ SURVEY = text(f"""
 """)  # noqa: S608 - no value is interpolated
 
 FETCHED = text("""
-    UPDATE results SET fetched_at = now() FROM jobs
-    WHERE job_id = :job_id AND jobs.id = job_id AND jobs.state = 'succeeded' AND jobs.ended_at = :ended_at
-        AND fetched_at IS NULL
+    WITH job AS (
+        SELECT id FROM jobs WHERE id = :job_id AND state = 'succeeded' AND ended_at = :ended_at FOR UPDATE
+    ), fetched AS (
+        UPDATE results SET fetched_at = now() FROM job WHERE job_id = job.id AND fetched_at IS NULL RETURNING job_id
+    )
+    UPDATE jobs SET kept_until = CASE WHEN kept_until IS NOT NULL THEN now() END FROM fetched WHERE jobs.id = job_id
 """)
 
 HOLD = text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
@@ -177,7 +182,8 @@ def purge_expired(
 
 def purge(connection: Connection, tenant: str, until: datetime, *, most: int) -> Purged:
     """Delete all text of at most `most` jobs of a tenant that ended until then; 0 jobs: there are no more."""
-    row = connection.execute(PURGE, {"tenant": tenant, "until": until, "most": most}).one()
+    values = {"tenant": tenant, "until": until, "most": most, "result_expires_s": RESULT_EXPIRES_S}
+    row = connection.execute(PURGE, values).one()
     return Purged(row.jobs, _text_rows(row))
 
 

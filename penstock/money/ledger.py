@@ -161,7 +161,8 @@ SETTLE = text(f"""
                 + corrected.output_tokens + corrected.reasoning_tokens - coalesce(taken.upper_bound_tokens, 0), 0, 0
         FROM corrected JOIN taken USING (call_id)
     ), {spending.MOVE}, unpurged AS (
-        SELECT id FROM jobs WHERE id IN (SELECT job_id FROM taken) AND purged_at IS NULL ORDER BY id FOR KEY SHARE
+        SELECT id FROM jobs WHERE id IN (SELECT job_id FROM taken) AND purged_at IS NULL AND kept_until IS NULL
+        ORDER BY id FOR KEY SHARE
     ), kept AS (
         INSERT INTO answers (job_id, request_digest, call_id, model_served, finish_reason, text)
         SELECT taken.job_id, given.request_digest, call_id, given.model_served, given.finish_reason, given.answer

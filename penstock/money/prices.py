@@ -5,7 +5,7 @@ A price is given in dollars per million tokens, which is the same number in nano
 """
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 from functools import partial
 from itertools import pairwise
@@ -212,10 +212,6 @@ class PriceList:
         """Read prices.toml; raise ConfigurationError that names the key."""
         return cls(path, read_toml(path, PriceFile).prices)
 
-    def require(self, deployment: str) -> None:
-        """Refuse a deployment that has no price today."""
-        self.price_on(deployment, datetime.now(UTC).date())
-
     def price_on(self, deployment: str, day: date) -> Price:
         """Give the price that holds on a day; an unknown price is an error, it is never zero."""
         held = [price for price in self._prices.get(deployment, []) if price.starts <= day]
@@ -227,15 +223,3 @@ class PriceList:
                 "add one: a call whose price is unknown is never made",
             )
         return held[-1]
-
-    def find(self, deployment: str, version: str) -> Price:
-        """Give the price that a ledger row names; raise ConfigurationError if it is no longer in the file."""
-        for price in self._prices.get(deployment, []):
-            if price.version == version:
-                return price
-        raise ConfigurationError(
-            str(self._path),
-            f"key 'prices.{deployment}'",
-            f"the price of {deployment!r} from {version} on is gone, and the ledger refers to it",
-            "put it back, and leave old prices in the file: a new one is a new entry",
-        )

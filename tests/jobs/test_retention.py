@@ -22,6 +22,11 @@ ENDS = ("succeeded", "dead", "cancelled")
 LIVE = ("queued", "released", "running", "retrying")
 NO_TEXT = TextRows()
 NOTHING_KEPT = {"acme": 0.0}
+DUE = """
+    SELECT id FROM jobs WHERE state IN ('succeeded', 'dead', 'cancelled') AND purged_at IS NULL AND tenant = 'acme'
+        AND coalesce(kept_until, ended_at) <= now() ORDER BY coalesce(kept_until, ended_at) LIMIT 9
+"""
+"""How a purge finds jobs of a tenant."""
 
 
 def ended_job(engine: Engine, state: str = "succeeded", *, days_ago: float = 0.0, **changes: Any) -> UUID:
@@ -235,6 +240,55 @@ def test_without_retention_the_payload_goes_at_the_end_and_the_result_when_it_wa
     assert purge(engine, NOTHING_KEPT) == 1
     assert held(engine, job_id) == NO_TEXT
     assert rows.row(engine, job_id)["purged_at"] is not None
+
+
+def test_without_retention_a_result_that_waits_is_not_looked_at_again(engine: Engine) -> None:
+    for _ in range(20):
+        ended_job(engine)
+    assert (purge(engine, NOTHING_KEPT), purge(engine, NOTHING_KEPT)) == (20, 0)
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        plan = " ".join(connection.scalars(text(f"EXPLAIN {DUE}")))
+    assert "jobs_purgeable" in plan
+    assert "Filter" not in plan
+
+
+def test_without_retention_a_result_that_is_fetched_while_the_payload_goes_is_due_at_once(engine: Engine) -> None:
+    job_id = ended_job(engine)
+    ended_at = rows.row(engine, job_id)["ended_at"]
+    with engine.connect() as purging:
+        assert keep_nothing(purging) == 1
+        with rows.behind(engine, lambda connection: retention.note_fetch(connection, job_id, ended_at)):
+            purging.commit()
+    assert purge(engine, NOTHING_KEPT) == 1
+    assert held(engine, job_id) == NO_TEXT
+
+
+def test_without_retention_an_answer_that_comes_late_is_not_kept(engine: Engine) -> None:
+    job = rows.running_job(engine)
+    call_id = spend(engine, job, "intent")
+    rows.finish(engine, rows.success(job))
+    purge(engine, NOTHING_KEPT)
+    with engine.begin() as connection:
+        answer = Settlement(call_id, CallOutcome.ANSWERED, 7, request_digest="d", model_served="m", answer="A tale.")
+        ledger.settle(connection, [answer])
+    assert held(engine, job.id) == TextRows(results=1, labels=1)
+
+
+@pytest.mark.parametrize("days", [0.0, 7.0])
+def test_a_result_that_waits_goes_in_the_end_whatever_its_tenant_is_granted_now(engine: Engine, days: float) -> None:
+    job_id = ended_job(engine)
+    purge(engine, NOTHING_KEPT)
+    waits_s = days * 86_400 + retention.RESULT_EXPIRES_S
+    for later_s, jobs in ((waits_s - 60, 0), (120, 1)):
+        rows.execute(
+            engine,
+            "UPDATE jobs SET ended_at = ended_at - make_interval(secs => :s),"
+            " kept_until = kept_until - make_interval(secs => :s)",
+            s=later_s,
+        )
+        assert purge(engine, {"acme": days}) == jobs
+    assert held(engine, job_id) == NO_TEXT
 
 
 def test_without_retention_a_result_that_was_fetched_before_the_first_pass_goes_with_the_payload(

@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from penstock.jobs import leases, recovery, release
 from penstock.jobs.release import Allowance
-from penstock.schemas import Lane
+from penstock.schemas import Lane, OnUnavailable
 from tests.jobs import rows
 
 
@@ -83,10 +83,18 @@ def test_one_suspect_of_a_tier_runs_whatever_its_lane(engine: Engine) -> None:
     (batch,) = retrying(engine, 2)
     rows.execute(engine, "UPDATE jobs SET lane = 'batch' WHERE id = :id", id=batch)
     (interactive,) = retrying(engine, 2)
-    assert released(engine, Lane.INTERACTIVE) == []
-    assert released(engine, Lane.BATCH) == [batch]
-    rows.execute(engine, "UPDATE jobs SET state = 'dead' WHERE id = :id", id=batch)
     assert released(engine, Lane.INTERACTIVE) == [interactive]
+    assert released(engine, Lane.BATCH) == []
+    rows.execute(engine, "UPDATE jobs SET state = 'dead' WHERE id = :id", id=interactive)
+    assert released(engine, Lane.BATCH) == [batch]
+
+
+def test_a_suspect_that_waits_for_a_model_keeps_no_other_from_its_turn(engine: Engine) -> None:
+    """While every breaker of the tier is open only those run that accept another end."""
+    _, impatient = retrying(engine, 2), retrying(engine, 2, on_unavailable=OnUnavailable.FAIL)
+    with engine.begin() as connection:
+        found = release.release_retries(connection, "small", Lane.INTERACTIVE, Allowance(9, only_impatient=True))
+    assert [each.job_id for each in found] == impatient
 
 
 def test_a_suspect_of_another_tier_is_not_waited_for(engine: Engine) -> None:

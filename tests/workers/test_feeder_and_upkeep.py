@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from penstock.client import Client
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
@@ -17,7 +18,7 @@ from penstock.routing import Catalogue
 from penstock.settings import Settings
 from penstock.tenants import Tenants
 from workers.embedded import RedisServer
-from workers.feeder import LEAST_RELEASED, Gauge, feed, mend
+from workers.feeder import LEAST_RELEASED, Gauge, feed, goes_well, mend
 from workers.upkeep import Swept, sweep
 
 DOCUMENT = "The agency will hold a public meeting on 4 May 2017."
@@ -205,6 +206,25 @@ def test_due_retries_of_a_batch_do_not_starve_an_interactive_job(
         connection.execute(text("UPDATE jobs SET state = 'queued' WHERE id = :id"), {"id": job_id})
     assert feed(engine, doorbell, "small", gauge) == LEAST_RELEASED + 1
     assert client.get(job_id).state == "released"
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (OperationalError("SELECT", {}, Exception()), "service.unavailable"),
+        (OSError("no broker"), "service.unavailable"),
+        (IntegrityError("INSERT", {}, Exception()), "internal_error"),
+        (ValueError("a bug"), "internal_error"),
+    ],
+)
+def test_what_goes_wrong_with_one_tier_is_told_and_does_not_stop_the_feeder(
+    capsys: pytest.CaptureFixture[str], error: Exception, event: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert [goes_well(step) for step in (fail, lambda: None)] == [False, True]
+    assert event in capsys.readouterr().out
 
 
 def test_stale_messages_of_one_queue_do_not_hide_a_lost_one_of_another(
