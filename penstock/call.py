@@ -164,7 +164,7 @@ def bound_of(rendered: RenderedPrompt, price: Price) -> UpperBound:
 def _budget_error(shortfall: Shortfall) -> BudgetError:
     budget = shortfall.budget
     whose = f"project {budget.project!r}" if budget.project else "its tenant"
-    limit = f"the {budget.period}'s budget of {whose}, {budget.hard_limit} {budget.unit}"
+    limit = f"the {budget.period}'s budget of {whose}, {budget.written(budget.hard_limit or 0)}"
     reason, detail, wait_s = Reason.BUDGET_EXHAUSTED, f"too little is left of {limit}", None
     if shortfall.may_pass:
         reason, detail, wait_s = Reason.BUDGET_HELD, f"calls under way hold what is left of {limit}", HELD_PAUSE_S

@@ -29,6 +29,14 @@ Text = Annotated[str, Strict(), AfterValidator(_storable)]
 DocumentName = Annotated[str, StringConstraints(strict=True, max_length=255), AfterValidator(_storable)]
 IdempotencyKey = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200), AfterValidator(_storable)]
 NanoDollars = int
+NANO = 10**9
+
+
+def dollars(nanodollars: NanoDollars) -> str:
+    """Write nano-dollars as dollars, exactly, with two decimals at least: `$0.001234`."""
+    whole, rest = divmod(abs(nanodollars), NANO)
+    decimals = f"{rest:09}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nanodollars < 0 else ''}${whole:,}.{decimals}"
 
 
 class Frozen(BaseModel):

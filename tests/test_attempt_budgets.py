@@ -16,7 +16,7 @@ from penstock.house import House
 from penstock.jobs import dead_letters, queries
 from penstock.jobs.execution import Claim, Outcome
 from penstock.money.budgets import Budget, OnExhausted, Period, Unit, set_budget
-from penstock.schemas import JobState, OnUnavailable
+from penstock.schemas import JobState, OnUnavailable, dollars
 from tests import admission_rooms
 from tests.admission_rooms import LOAD, LONG_DOCUMENT, START_MS, AdmissionRooms
 from tests.money.books import Sums, assert_balanced
@@ -80,7 +80,7 @@ class TestExhausted:
         with capture_logs() as lines:
             report = gated.attempt(job_id)
         assert_refused(gated, job_id, report)
-        assert report.detail == f"too little is left of the month's budget of its tenant, {limit} nanodollars"
+        assert report.detail == f"too little is left of the month's budget of its tenant, {dollars(limit)}"
         told = [line for line in lines if line["event"] == "budget.exhausted"]
         named = {"tenant": "acme", "project": "", "period": "month", "unit": "nanodollars"}
         assert told == [{"event": "budget.exhausted", "log_level": "info"} | named]

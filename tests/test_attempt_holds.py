@@ -18,6 +18,7 @@ from penstock.house import House
 from penstock.jobs.execution import Outcome
 from penstock.money.budgets import Period, Unit
 from penstock.money.ledger import CallOutcome
+from penstock.schemas import dollars
 from tests import admission_rooms
 from tests.admission_rooms import CONFIG, LONG_DOCUMENT, AdmissionRooms, Told, run_all, until, without_jitter
 from tests.money.books import assert_balanced
@@ -87,7 +88,7 @@ class TestHeld:
 
         before = gated.now()
         report = gated.with_house(meet)
-        detail = f"calls under way hold what is left of the month's budget of its tenant, {limit} nanodollars"
+        detail = f"calls under way hold what is left of the month's budget of its tenant, {dollars(limit)}"
         assert report == Report(second, Outcome.DEFERRED, Reason.BUDGET_HELD, detail, 1.0, model="")
         job = gated.job(second)
         assert (job.state, job.reason, job.attempts, job.failures) == ("queued", "budget_held", 0, 0)

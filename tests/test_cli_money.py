@@ -4,18 +4,25 @@ import csv
 import io
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from shutil import copytree
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from click import Choice
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from penstock import cli
+from penstock.cli import database_trouble
 from penstock.cli.amounts import amount, forecast, read_amount
+from penstock.cli.options import parse_time
 from penstock.cli.usage import STANDING, show_breakdown, show_overview, show_standing, usage
 from penstock.client import Client
 from penstock.money.budgets import Budget, OnExhausted, Period, Unit
@@ -26,6 +33,7 @@ from tests.money.accounts import furnish, run
 from tests.test_cli import ROOT, Penstock, Ran
 
 DOLLAR = 10**9
+COMPLETE = ["reconcile", str(ROOT / "README.md"), "--complete", "--account", "simulater"]
 ACME = ["budgets", "set", "--tenant", "acme", "--period", "month"]
 
 
@@ -310,7 +318,13 @@ def test_what_nobody_spent_is_shown_too(penstock: Penstock) -> None:
     assert (
         penstock("usage", "--by", "tier", "--csv").out == BREAKDOWN_CSV.splitlines()[0].replace("model", "tier") + "\n"
     )
-    assert [each["used"] for each in penstock("usage", "--tenant", "acme", "--json").lines] == [0, 0, 0, 0]
+
+
+def test_a_tenant_that_is_known_and_has_spent_nothing_is_shown(penstock: Penstock, client: Client) -> None:
+    client.set_budget(Budget("acme", Period.DAY, Unit.TOKENS, soft_limit=5))
+    ran = penstock("usage", "--tenant", "acme", "--json")
+    assert [each["used"] for each in ran.lines] == [0, 0, 0, 0]
+    assert (ran.code, ran.err) == (0, "")
 
 
 def test_the_command_knows_every_breakdown() -> None:
@@ -378,6 +392,149 @@ def test_a_budget_that_was_set_is_there(
     assert client.budgets() == [Budget(**{"tenant": "acme", "period": Period.MONTH} | budget)]
 
 
+def test_what_is_not_given_of_a_budget_stays(penstock: Penstock) -> None:
+    penstock(*ACME, "--dollars", "500", "--soft", "400", "--on-exhausted", "degrade")
+    changed = penstock(*ACME, "--dollars", "450")
+    assert changed.out == "acme, a month: at most $450.00, then degrade, marked above $400.00\n"
+    refused = penstock(*ACME, "--dollars", "300")
+    assert (refused.code, refused.error()) == (
+        2,
+        "soft_limit: $400.00 is above the hard limit of $300.00; lower the one, raise the other, or have no soft limit",
+    )
+    assert penstock("budgets", "list", "--json").lines[0]["hard_limit"] == 450 * DOLLAR
+    fewer = penstock(*ACME, "--dollars", "300", "--no-soft", "--on-exhausted", "refuse")
+    assert fewer.out == "acme, a month: at most $300.00, then refuse\n"
+
+
+def test_a_budget_is_changed_without_its_hard_limit(penstock: Penstock) -> None:
+    penstock(*ACME, "--dollars", "500", "--soft", "400")
+    penstock(*ACME, "--tokens", "9")
+    soft = penstock(*ACME, "--soft", "300")
+    assert soft.out == "acme, a month: at most $500.00, then refuse, marked above $300.00\n"
+    degrade = penstock(*ACME, "--unit", "tokens", "--on-exhausted", "degrade")
+    assert degrade.out == "acme, a month: at most 9 tokens, then degrade\n"
+    assert penstock(*ACME, "--no-soft").out == "acme, a month: at most $500.00, then refuse\n"
+    assert penstock(*ACME, "--unlimited").out == "acme, a month: any amount\n"
+
+
+def test_a_budget_that_is_not_there_cannot_be_changed(penstock: Penstock, client: Client) -> None:
+    penstock(*ACME, "--dollars", "500")
+    ran = penstock(*ACME, "--unit", "tokens", "--soft", "3")
+    assert (ran.code, ran.error()) == (
+        2,
+        "hard_limit: acme has no budget in tokens a month to be changed; give its hard limit too",
+    )
+    assert penstock(*ACME, "--soft", "3", "--project", "demo").error().startswith("hard_limit: acme demo has no budget")
+    assert [(each.unit, each.soft_limit) for each in client.budgets()] == [(Unit.NANODOLLARS, None)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["usage", "--tenant", "acne"],
+        ["usage", "--tenant", "acne", "--json"],
+        ["usage", "--tenant", "acne", "--by", "day", "--csv"],
+        ["budgets", "list", "--tenant", "acne"],
+        ["budgets", "list", "--tenant", "acne", "--json"],
+    ],
+)
+def test_a_tenant_of_whom_nothing_is_known_is_told(penstock: Penstock, engine: Engine, command: list[str]) -> None:
+    furnish(engine, "acme")
+    ran = penstock(*command)
+    assert (ran.code, ran.error()) == (
+        2,
+        "tenant: 'acne' has no jobs and no budget, and has spent nothing; correct the name",
+    )
+
+
+@pytest.mark.parametrize("left", ["jobs", "spending", "budgets"])
+def test_a_tenant_with_one_trace_is_known(penstock: Penstock, engine: Engine, left: str) -> None:
+    furnish(engine, "acme")
+    for table in {"jobs", "spending", "budgets"} - {left}:
+        run(engine, f"TRUNCATE {table} CASCADE")
+    assert penstock("usage", "--tenant", "acme").err == ""
+    assert penstock("budgets", "list", "--tenant", "acme").err == (
+        "" if left == "budgets" else "acme has none: any amount may be spent\n"
+    )
+
+
+def test_a_tenant_of_the_configuration_is_known(
+    penstock: Penstock, monkeypatch: pytest.MonkeyPatch, settings: Settings, tmp_path: Path
+) -> None:
+    copytree(settings.config, tmp_path / "config")
+    (tmp_path / "config" / "tenants.toml").write_text("[tenants.acme]\nweight = 2\n")
+    monkeypatch.setenv("PENSTOCK_CONFIG", str(tmp_path / "config"))
+    assert penstock("usage", "--tenant", "acme").err == ""
+    assert penstock("usage", "--tenant", "acne").code == 2
+
+
+def test_where_there_is_no_budget_that_is_told(penstock: Penstock) -> None:
+    assert penstock("budgets", "list").err == "nobody has one: any amount may be spent\n"
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_a_time_without_an_offset_is_utc(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert parse_time("2026-01-01", "--since") == datetime(2026, 1, 1, tzinfo=UTC)
+        assert parse_time("2026-01-01T02:00+02:00", "--since") == datetime(2026, 1, 1, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("55P03", "Postgres: others hold what this needs, a migration perhaps; this step changed nothing, try again"),
+        ("40P01", "Postgres: others held what this needed while they waited for it; this step changed nothing, try"),
+        ("42703", "Postgres: its tables are older than this code; run `penstock migrate`"),
+        ("42P01", "Postgres: Penstock's tables are not there; run `penstock migrate`"),
+        ("42501", "Postgres: it says why; connect as the owner of the tables, see docs/isolation.md"),
+        ("25P03", "Postgres: it was ended since it took too long between two statements; this step changed nothing"),
+        ("53300", "Postgres: it has no connection left; try again, or raise max_connections"),
+        ("53100", "Postgres: it says why; mend that, and try again"),
+        ("57014", "Postgres: it says why; mend that, and try again"),
+        (
+            "57P01",
+            "Postgres cannot be reached: it says why; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL",
+        ),
+        (
+            "57P03",
+            "Postgres cannot be reached: it says why; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL",
+        ),
+        (
+            "08006",
+            "Postgres cannot be reached: it says why; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL",
+        ),
+        (None, "Postgres cannot be reached: it says why; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL"),
+    ],
+)
+def test_trouble_with_postgres_is_told_by_its_kind(state: str | None, says: str) -> None:
+    assert (database_trouble(raised(state)) or "").startswith(says)
+
+
+@pytest.mark.parametrize("state", ["23505", "25P02", "42601"])
+def test_a_fault_of_ours_is_no_trouble_with_postgres(state: str) -> None:
+    assert database_trouble(raised(state)) is None
+
+
+def raised(state: str | None) -> Exception:
+    """Give what SQLAlchemy raises for an error of Postgres, or for one of the connection itself."""
+    kind = psycopg.errors.lookup(state) if state else psycopg.OperationalError
+    return DBAPIError.instance("SELECT 1", {}, kind("it says why\nand more"), psycopg.Error)  # type: ignore[arg-type]
+
+
+def test_tables_that_are_older_than_the_code_are_told_with_the_cure(penstock: Penstock, engine: Engine) -> None:
+    run(engine, "ALTER TABLE budgets RENAME COLUMN on_exhausted TO since_renamed")
+    try:
+        ran = penstock("budgets", "list")
+    finally:
+        run(engine, "ALTER TABLE budgets RENAME COLUMN since_renamed TO on_exhausted")
+    assert (ran.code, ran.error()) == (2, "Postgres: its tables are older than this code; run `penstock migrate`")
+
+
 def test_budgets_are_changed_listed_and_removed(penstock: Penstock, client: Client) -> None:
     client.set_budget(Budget("globex", Period.DAY, Unit.TOKENS, hard_limit=5))
     penstock(*ACME, "--dollars", "500")
@@ -441,20 +598,31 @@ def test_budgets_are_changed_listed_and_removed(penstock: Penstock, client: Clie
         ([*ACME, "--dollars", "5\n"], "is no amount in dollars"),
         ([*ACME, "--dollars", "0.1234567891"], "with nine decimals at most"),
         ([*ACME, "--dollars", "99999999999"], "'99999999999' is no amount in dollars"),
-        ([*ACME, "--dollars", "9999999999"], "hard_limit: "),
+        (
+            [*ACME, "--dollars", "9999999999"],
+            "hard_limit: $9,999,999,999.00 cannot be kept; use an amount from $0.00 to $9,223,372,036.854775807",
+        ),
         ([*ACME, "--tokens", "-1"], "'-1' is no number of tokens; write it like 1000000"),
         ([*ACME, "--tokens", "1.5"], "'1.5' is no number of tokens"),
-        ([*ACME, "--tokens", "9999999999999999999"], "hard_limit: "),
+        ([*ACME, "--tokens", "9999999999999999999"], "hard_limit: 9,999,999,999,999,999,999 tokens cannot be kept"),
         ([*ACME, "--dollars", "3", "--soft", "4"], "--soft: $4.00 is above the hard limit of $3.00; give less"),
         ([*ACME, "--dollars", "3", "--soft", "-1"], "--soft: '-1' is no amount in dollars"),
         ([*ACME, "--tokens", "3", "--soft", "0.5"], "--soft: '0.5' is no number of tokens"),
         ([*ACME, "--dollars", "3", "--soft-percent", "101"], "101 is not in the range 0<=x<=100"),
-        ([*ACME, "--dollars", "3", "--soft-percent", "50", "--soft", "1"], "give --soft or --soft-percent, not both"),
-        ([*ACME, "--unlimited", "--soft-percent", "50"], "there is none; use --soft"),
-        ([*ACME], "give exactly one of --dollars, --tokens and --unlimited"),
-        ([*ACME, "--dollars", "1", "--tokens", "1"], "give exactly one of --dollars, --tokens and --unlimited"),
-        ([*ACME, "--dollars", "1", "--unlimited"], "give exactly one of --dollars, --tokens and --unlimited"),
-        ([*ACME, "--dollars", "1", "--unit", "tokens"], "--unit goes with --unlimited"),
+        ([*ACME, "--dollars", "3", "--soft-percent", "50", "--soft", "1"], "give one of --soft, --soft-percent and"),
+        ([*ACME, "--dollars", "3", "--soft-percent", "50", "--no-soft"], "give one of --soft, --soft-percent and"),
+        ([*ACME, "--unlimited", "--soft-percent", "50"], "none is given; use --soft"),
+        ([*ACME, "--soft-percent", "50"], "none is given; use --soft"),
+        ([*ACME], "say what it is to be: --dollars, --tokens, --unlimited, --soft or --on-exhausted"),
+        (
+            [*ACME, "--unit", "tokens"],
+            "say what it is to be: --dollars, --tokens, --unlimited, --soft or --on-exhausted",
+        ),
+        ([*ACME, "--soft", "1"], "hard_limit: acme has no budget in dollars a month to be changed"),
+        ([*ACME, "--on-exhausted", "degrade"], "hard_limit: acme has no budget in dollars a month to be changed"),
+        ([*ACME, "--dollars", "1", "--tokens", "1"], "give one of --dollars, --tokens and --unlimited"),
+        ([*ACME, "--dollars", "1", "--unlimited"], "give one of --dollars, --tokens and --unlimited"),
+        ([*ACME, "--dollars", "1", "--unit", "tokens"], "--dollars and --tokens say the unit themselves"),
         ([*ACME, "--dollars", "1", "--on-exhausted", "panic"], "'panic' is not one of 'refuse', 'degrade'"),
         ([*ACME, "--dollars", "1", "--project", "Demo"], "project: 'Demo' is no name; use lower-case letters"),
         (["budgets", "set", "--tenant", "ACME", "--period", "day", "--dollars", "1"], "tenant: 'ACME' is no name"),
@@ -471,6 +639,21 @@ def test_budgets_are_changed_listed_and_removed(penstock: Penstock, client: Clie
         (["usage", "--by", "hour"], "'hour' is not one of 'day', 'tier', 'prompt', 'model'"),
         (["usage", "--since", "2h"], "--since goes with --by"),
         (["usage", "--by", "day", "--since", "yesterday"], "'yesterday' is neither like 30m, 2h, 3d nor an ISO time"),
+        (["usage", "--by", "day", "--since", ""], "--since: '' is neither like 30m"),
+        (["jobs", "list", "--since", ""], "--since: '' is neither like 30m"),
+        (["purge", "--tenant", "acme", "--yes", "--before", ""], "--before: '' is neither like 30m"),
+        ([*COMPLETE[:2], "--since", ""], "--account, --since and --until say what an export is --complete for"),
+        ([*COMPLETE, "--since", "1d"], "--complete needs --account, --since and --until"),
+        (["usage", "--since", ""], "--since goes with --by"),
+        ([*COMPLETE, "--since", "1d", "--until", "later"], "--until: 'later' is neither like 30m"),
+        ([*COMPLETE, "--since", "", "--until", "1d"], "--since: '' is neither like 30m"),
+        (
+            [*COMPLETE, "--since", "2026-01-02", "--until", "2026-01-01T00:00Z"],
+            "since: 2026-01-02T00:00:00+00:00 is not before",
+        ),
+        ([*COMPLETE, "--since", "1d", "--until", "2d"], "give the earlier time first"),
+        ([*COMPLETE, "--since", "1d", "--until", "2999-01-01"], "until: 2999-01-01T00:00:00+00:00 is yet to come"),
+        ([*COMPLETE, "--since", "2d", "--until", "1d"], "account: no call was ever made of 'simulater'"),
         (["usage", "--json", "--csv"], "choose --json or --csv, not both"),
     ],
 )

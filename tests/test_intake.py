@@ -270,6 +270,12 @@ def test_key_that_was_used_for_other_content_is_refused(client: Client, engine: 
     assert client.get(first).id == first
 
 
+def test_what_an_older_version_took_under_a_key_is_known_again(intake: Intake) -> None:
+    of_none = intake.accept(uuid4(), GOOD).content_digest
+    assert of_none == "3998b1819baf884574604d475b3e17b871605cfce67d5dfbd6677853291183d8"
+    assert len({of_none, *(intake.accept(uuid4(), {**GOOD, "project": name}).content_digest for name in "ab")}) == 3
+
+
 @pytest.mark.parametrize("deadline", [datetime.now(UTC) + timedelta(hours=1), "2099-01-01T00:00:00+02:00"])
 def test_deadline_to_come_is_taken(intake: Intake, deadline: object) -> None:
     job = intake.accept(uuid4(), {**GOOD, "deadline": deadline})

@@ -28,7 +28,8 @@ from penstock.store.redis import sync_redis
 from penstock.tenants import TenantEntry, Tenants
 
 PASS_S = 0.1
-PAUSE_S = 1.0
+PASSES_A_REST = 10
+"""How many passes a tier is left alone that could not be fed."""
 WORK_S = 2.0
 LEAST_RELEASED = 32
 LOST_AFTER_S = 4.0
@@ -147,7 +148,9 @@ def goes_well(step: Callable[[], object]) -> bool:
         step()
     except Exception as error:  # noqa: BLE001 - see above
         if isinstance(error, BROKER_ERRORS) or is_away(error):
-            telemetry.emit("service.unavailable", service="feeder", error=type(error).__name__, retry_s=PAUSE_S)
+            telemetry.emit(
+                "service.unavailable", service="feeder", error=type(error).__name__, retry_s=PASS_S * PASSES_A_REST
+            )
         else:
             telemetry.failed(error)
         return False
@@ -155,19 +158,20 @@ def goes_well(step: Callable[[], object]) -> bool:
 
 
 def run(settings: Settings, stop: Event) -> None:
-    """Feed every tier until `stop` is set; a service that is away is waited for."""
+    """Feed every tier until `stop` is set; a service that is away is waited for, and a tier that fails rests alone."""
     tiers = [tier.name for tier in Catalogue.load_tiers(settings.config).tiers]
     engine = sync_engine(settings.require_database_url())
     doorbell = Doorbell(settings.require_broker_url())
     gauge = Gauge.open(settings)
     passes = 0
+    rests_until = dict.fromkeys(tiers, 0)
     while not stop.wait(PASS_S):
         passes += 1
-        steps = [partial(feed, engine, doorbell, tier, gauge) for tier in tiers]
-        if passes % LOOKS_FOR_LOST_EVERY == 0:
-            steps += [partial(mend, engine, doorbell, tier) for tier in tiers]
-        if [step for step in steps if not goes_well(step)]:
-            stop.wait(PAUSE_S)
+        for tier in tiers:
+            if passes >= rests_until[tier] and not goes_well(partial(feed, engine, doorbell, tier, gauge)):
+                rests_until[tier] = passes + PASSES_A_REST
+            if passes % LOOKS_FOR_LOST_EVERY == 0:
+                goes_well(partial(mend, engine, doorbell, tier))
     doorbell.close()
     engine.dispose()
 

@@ -1,10 +1,10 @@
 """Mends what crashes leave behind, forgets, and tells of deaths; any number may run at once. It must not know a pool.
 
-It runs beside the intake in the upkeep worker; `sweep` is one pass.
+It runs beside the intake in the upkeep worker. Each part of a pass is safe to run twice and beside itself.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from threading import Event, Thread
@@ -17,6 +17,7 @@ from penstock import telemetry
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import dead_letters, recovery, retention
+from penstock.jobs.recovery import Recovered
 from penstock.money import ledger
 from penstock.reception import Reception
 from penstock.settings import Settings
@@ -28,49 +29,52 @@ SWEEP_S = 1.0
 OPEN_CALL_S = 60.0
 SWEEPS_A_LOOK = 60
 """How many passes there are to one that looks at periods of days."""
+MOST_FORGOTTEN = 1000
 
 
-@dataclass(frozen=True)
-class Swept:
-    """What one pass mended."""
-
-    recovered: int
-    expired: int
-    unknown: int
-    announced: int
-
-
-def sweep(engine: Engine, doorbell: Doorbell, *, recover: bool = True) -> Swept:
-    """Recover jobs of dead workers, bury what is overdue, announce the dead, close calls that nobody will settle.
-
-    Without `recover` the first is left out: nobody could renew a lease lately.
-    """
+def recover(engine: Engine) -> int:
+    """Take the jobs of dead workers from them, and drop the rows of workers that are long gone."""
     with engine.begin() as connection:
-        recovered = recovery.recover_expired(connection) if recover else []
+        recovered = recovery.recover_expired(connection)
     if recovered:
         reach(Failpoint.UPKEEP_RECOVERED)
+    _tell(recovered)
     with engine.begin() as connection:
-        expired = recovery.bury_overdue(connection)
         recovery.forget_workers(connection)
-    for job in [*recovered, *expired]:
-        event = "job.dead" if job.dead else "job.recovered"
-        telemetry.emit(event, job=str(job.job_id), tenant=job.tenant, reason=job.reason)
+    return len(recovered)
+
+
+def bury(engine: Engine) -> int:
+    """Bury jobs whose deadline passed while they waited."""
+    with engine.begin() as connection:
+        overdue = recovery.bury_overdue(connection)
+    _tell(overdue)
+    return len(overdue)
+
+
+def announce(engine: Engine, doorbell: Doorbell) -> int:
+    """Announce deaths that nobody was told of; raise one of BROKER_ERRORS when the broker is away."""
     with engine.begin() as connection:
         letters = dead_letters.take_unannounced(connection)
         doorbell.announce(letters)
         if letters:
             reach(Failpoint.UPKEEP_ANNOUNCED)
+    return len(letters)
+
+
+def close_calls(engine: Engine) -> int:
+    """Close calls that nobody will settle."""
     with engine.begin() as connection:
         unknown = ledger.abandon(connection, older_than_s=OPEN_CALL_S)
     if unknown:
         telemetry.emit("upkeep.calls_unknown", calls=len(unknown))
-    return Swept(len(recovered), len(expired), len(unknown), len(letters))
+    return len(unknown)
 
 
 def forget(engine: Engine, tenants: Tenants, *, at_once_only: bool = False) -> int:
     """Purge the text of jobs that ended longer ago than their tenant's period; gives how many jobs lost some.
 
-    With `at_once_only` only where nothing is kept: days need not be looked at each second.
+    There is more to purge where that is MOST_FORGOTTEN. With `at_once_only` only where nothing is kept.
     """
     if not tenants.forgets:
         return 0
@@ -79,37 +83,59 @@ def forget(engine: Engine, tenants: Tenants, *, at_once_only: bool = False) -> i
         periods = {tenant: days if days == 0 else None for tenant, days in periods.items()}
         default = default if default == 0 else None
     with engine.begin() as connection:
-        purged = retention.purge_expired(connection, periods, default)
+        purged = retention.purge_expired(connection, periods, default, most=MOST_FORGOTTEN)
     if purged:
         telemetry.emit("upkeep.purged", jobs=purged)
     return purged
 
 
+def sweep(engine: Engine, doorbell: Doorbell, *, recovers: bool) -> bool:
+    """Mend what crashes left behind, and tell whether Postgres was there for it.
+
+    Without `recovers` jobs stay with workers that are dead or could not renew their lease lately.
+    """
+    parts = [partial(bury, engine), partial(announce, engine, doorbell), partial(close_calls, engine)]
+    if recovers:
+        parts.insert(0, partial(recover, engine))
+    outcomes = [attempt(part) for part in parts]
+    return not any(isinstance(outcome, Exception) and is_away(outcome) for outcome in outcomes)
+
+
+def attempt(part: Callable[[], int]) -> int | Exception:
+    """Do a part of a pass and give its number, or its error, once told: no part keeps another from its turn."""
+    try:
+        return part()
+    except Exception as error:  # noqa: BLE001 - the thread must not end in silence while its worker goes on
+        if is_away(error) or isinstance(error, BROKER_ERRORS):
+            telemetry.emit("service.unavailable", service="upkeep", error=type(error).__name__, retry_s=SWEEP_S)
+        else:
+            telemetry.failed(error)
+        return error
+
+
 def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: float, tenants: Tenants) -> None:
-    """Sweep until `stop` is set; a service that is away is waited for.
+    """Sweep and forget until `stop` is set; a service that is away is waited for.
 
     When Postgres comes back, and when this process has just begun and cannot know, workers get the time of a heartbeat
-    to renew their leases: an outage is not the death of all of them.
+    to renew their leases: an outage is not the death of all of them. A purge that takes too long is no outage. Periods
+    of days need not be looked at each second, unless there was more than one look takes.
     """
     grace_s = lease_s / HEARTBEATS_A_LEASE + SOON_S
     recovers_at = time.monotonic() + grace_s
+    forgotten: int | Exception = 0
     for number in count():
         if stop.wait(SWEEP_S):
             return
-        steps = (
-            partial(sweep, engine, doorbell, recover=time.monotonic() >= recovers_at),
-            partial(forget, engine, tenants, at_once_only=number % SWEEPS_A_LOOK != 0),
-        )
-        for step in steps:
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001 - the thread must not end in silence while its worker goes on
-                if is_away(error):
-                    recovers_at = time.monotonic() + grace_s
-                if is_away(error) or isinstance(error, BROKER_ERRORS):
-                    telemetry.emit("service.unavailable", service="upkeep", error=type(error).__name__, retry_s=SWEEP_S)
-                else:
-                    telemetry.failed(error)
+        if not sweep(engine, doorbell, recovers=time.monotonic() >= recovers_at):
+            recovers_at = time.monotonic() + grace_s
+        at_once_only = number % SWEEPS_A_LOOK != 0 and forgotten != MOST_FORGOTTEN
+        forgotten = attempt(partial(forget, engine, tenants, at_once_only=at_once_only))
+
+
+def _tell(jobs: Sequence[Recovered]) -> None:
+    for job in jobs:
+        event = "job.dead" if job.dead else "job.recovered"
+        telemetry.emit(event, job=str(job.job_id), tenant=job.tenant, reason=job.reason)
 
 
 def attach(app: Any, settings: Settings) -> None:

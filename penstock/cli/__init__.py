@@ -17,8 +17,18 @@ from penstock.errors import JobError, PenstockError
 
 FAILED = 1
 USAGE = 2
-UNDEFINED_TABLE = "42P01"
-INSUFFICIENT_PRIVILEGE = "42501"
+TROUBLES = {
+    "42P01": "Penstock's tables are not there; run `penstock migrate`",
+    "42703": "its tables are older than this code; run `penstock migrate`",
+    "42501": "{reason}; connect as the owner of the tables, see docs/isolation.md",
+    "55P03": "others hold what this needs, a migration perhaps; this step changed nothing, try again",
+    "40P01": "others held what this needed while they waited for it; this step changed nothing, try again",
+    "25P03": "it was ended since it took too long between two statements; this step changed nothing, try again",
+    "53300": "it has no connection left; try again, or raise max_connections",
+}
+"""What is wrong, by the SQLSTATE that Postgres gives, and what to do."""
+AWAY = ("08", "57P01", "57P02", "57P03")
+"""How the SQLSTATEs begin of a Postgres that is gone, going, or not there yet; libpq's own errors have none."""
 
 
 def main() -> None:
@@ -55,16 +65,17 @@ def database_trouble(error: Exception) -> str | None:
     """Say what is wrong with Postgres and what to do, or None where it is not Postgres."""
     from sqlalchemy.exc import DBAPIError, OperationalError
 
-    if isinstance(error, OperationalError):
-        reason = str(error.orig).splitlines()[0]
-        return f"Postgres cannot be reached: {reason}; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL"
-    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
-    if state == UNDEFINED_TABLE:
-        return "Postgres: Penstock's tables are not there; run `penstock migrate`"
-    if state == INSUFFICIENT_PRIVILEGE:
-        reason = str(getattr(error, "orig", error)).splitlines()[0]
-        return f"Postgres: {reason}; connect as the owner of the tables, see docs/isolation.md"
-    return None
+    if not isinstance(error, DBAPIError):
+        return None
+    reason = next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state in TROUBLES:
+        return "Postgres: " + TROUBLES[state].format(reason=reason)
+    if not isinstance(error, OperationalError):
+        return None
+    if state and not state.startswith(AWAY):
+        return f"Postgres: {reason}; mend that, and try again"
+    return f"Postgres cannot be reached: {reason}; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

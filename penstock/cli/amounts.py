@@ -9,6 +9,8 @@ from decimal import Decimal
 
 import click
 
+from penstock.schemas import dollars
+
 NANO = 10**9
 CENT = 10**7
 MICRODOLLAR = 10**3
@@ -27,13 +29,6 @@ def read_amount(unit: str, written: str) -> int:
     if not DOLLARS.fullmatch(written):
         raise ValueError(f"{written!r} is no amount in dollars; write it like 500 or 0.25, with nine decimals at most")
     return int(Decimal(written) * NANO)
-
-
-def dollars(nanodollars: int) -> str:
-    """Write nano-dollars as dollars, exactly, with two decimals at least: `$0.001234`."""
-    whole, rest = divmod(abs(nanodollars), NANO)
-    decimals = f"{rest:09}".rstrip("0").ljust(2, "0")
-    return f"{'-' if nanodollars < 0 else ''}${whole:,}.{decimals}"
 
 
 def amount(unit: str, value: int | None) -> str:

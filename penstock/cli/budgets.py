@@ -27,6 +27,8 @@ def budgets() -> None:
 def list_budgets(client: Any, *, tenant: str | None, as_json: bool) -> None:
     """List budgets. A dash is no limit; JSON gives whole nano-dollars."""
     found = [_record(budget) for budget in client.budgets(tenant)]
+    if tenant is not None and not found:
+        client.check_known(tenant)
     if as_json:
         print_json(found)
         return
@@ -44,6 +46,8 @@ def list_budgets(client: Any, *, tenant: str | None, as_json: bool) -> None:
         for line in found
     ]
     print_table(columns, rows, title="budgets", words=5)
+    if not found:
+        click.echo(f"{'nobody has one' if tenant is None else f'{tenant} has none'}: any amount may be spent", err=True)
 
 
 @budgets.command("set")
@@ -53,29 +57,47 @@ def list_budgets(client: Any, *, tenant: str | None, as_json: bool) -> None:
 @click.option("--dollars", help="The hard limit in dollars, like 500 or 0.25; 0 forbids everything.")
 @click.option("--tokens", help="The hard limit in tokens; 0 forbids everything.")
 @click.option("--unlimited", is_flag=True, help="No hard limit; for a soft one alone.")
-@click.option("--unit", type=click.Choice(list(UNITS)), help="With --unlimited: of the soft limit.  [default: dollars]")
+@click.option(
+    "--unit",
+    type=click.Choice(list(UNITS)),
+    help="Without --dollars and --tokens: of which budget.  [default: dollars]",
+)
 @click.option("--soft", help="Mark results above this, in the unit of the hard limit.")
 @click.option("--soft-percent", type=click.IntRange(0, MOST_PERCENT), help="The same, of the hard limit.")
+@click.option("--no-soft", is_flag=True, help="Mark nothing.")
 @click.option(
     "--on-exhausted",
-    default="refuse",
-    show_default=True,
     type=click.Choice(["refuse", "degrade"]),
-    help="What becomes of a job that the hard limit leaves no room for.",
+    help="What becomes of a job that the hard limit leaves no room for.  [default: refuse]",
 )
 @with_client
-def set_budget(client: Any, *, tenant: str, project: str, period: str, on_exhausted: str, **limits: Any) -> None:
+def set_budget(
+    client: Any, *, tenant: str, project: str, period: str, no_soft: bool, on_exhausted: str | None, **limits: Any
+) -> None:
     """Set a budget, or change it; it holds from the next call on.
+
+    What is not given of a budget that is there stays as it is.
 
     \b
     penstock budgets set --tenant acme --period month --dollars 500 --soft-percent 80
     penstock budgets set --tenant acme --project demo --period day --tokens 1000000 --on-exhausted degrade
     penstock budgets set --tenant acme --period month --unlimited --soft 400
+    penstock budgets set --tenant acme --period month --no-soft
     """  # noqa: D301 - click reads the backspace
     from penstock.money.budgets import Budget, OnExhausted, Period, Unit
 
-    unit, hard_limit = _hard_limit(**{name: limits[name] for name in ("dollars", "tokens", "unlimited", "unit")})
+    says_hard = [limits["dollars"] is not None, limits["tokens"] is not None, limits["unlimited"]]
+    says_soft = [limits["soft"] is not None, limits["soft_percent"] is not None, no_soft]
+    if says_hard.count(True) > 1:
+        raise click.UsageError("give one of --dollars, --tokens and --unlimited")
+    if says_soft.count(True) > 1:
+        raise click.UsageError("give one of --soft, --soft-percent and --no-soft")
+    given = {"hard_limit": any(says_hard), "soft_limit": any(says_soft), "on_exhausted": on_exhausted is not None}
+    if not any(given.values()):
+        raise click.UsageError("say what it is to be: --dollars, --tokens, --unlimited, --soft or --on-exhausted")
+    unit, hard_limit = _hard_limit(limits["dollars"], limits["tokens"], limits["unit"])
     soft_limit = _soft_limit(limits["soft"], limits["soft_percent"], UNITS[unit], hard_limit)
+    kept = [name for name, is_given in given.items() if not is_given]
     budget = Budget(
         tenant=tenant,
         project=project,
@@ -83,10 +105,9 @@ def set_budget(client: Any, *, tenant: str, project: str, period: str, on_exhaus
         unit=Unit(UNITS[unit]),
         soft_limit=soft_limit,
         hard_limit=hard_limit,
-        on_exhausted=OnExhausted(on_exhausted),
+        on_exhausted=OnExhausted(on_exhausted or "refuse"),
     )
-    client.set_budget(budget)
-    click.echo(_said(_record(budget)))
+    click.echo(_said(_record(client.set_budget(budget, kept=kept))))
 
 
 @budgets.command("remove")
@@ -107,16 +128,12 @@ def remove_budget(client: Any, *, tenant: str, project: str, period: str, unit: 
     click.echo(f"{whose}, in {unit} a {period}: removed")
 
 
-def _hard_limit(
-    *, dollars: str | None, tokens: str | None, unlimited: bool, unit: str | None
-) -> tuple[str, int | None]:
-    """Give the unit, and the limit in nano-dollars or tokens."""
-    if [dollars is not None, tokens is not None, unlimited].count(True) != 1:
-        raise click.UsageError("give exactly one of --dollars, --tokens and --unlimited")
-    if unlimited:
+def _hard_limit(dollars: str | None, tokens: str | None, unit: str | None) -> tuple[str, int | None]:
+    """Give the unit, and the limit in nano-dollars or tokens, if it is given."""
+    if dollars is None and tokens is None:
         return unit or "dollars", None
     if unit is not None:
-        raise click.UsageError("--unit goes with --unlimited; --dollars and --tokens say the unit themselves")
+        raise click.UsageError("--unit is for neither: --dollars and --tokens say the unit themselves")
     if tokens is not None:
         return "tokens", _read("--tokens", "tokens", tokens)
     return "dollars", _read("--dollars", "nanodollars", dollars or "")
@@ -124,11 +141,9 @@ def _hard_limit(
 
 def _soft_limit(soft: str | None, percent: int | None, unit: str, hard_limit: int | None) -> int | None:
     """Give the soft limit in nano-dollars or tokens."""
-    if soft is not None and percent is not None:
-        raise click.UsageError("give --soft or --soft-percent, not both")
     if percent is not None:
         if hard_limit is None:
-            raise click.UsageError("--soft-percent is a share of the hard limit, and there is none; use --soft")
+            raise click.UsageError("--soft-percent is a share of the hard limit, and none is given; use --soft")
         return hard_limit * percent // MOST_PERCENT
     if soft is None:
         return None

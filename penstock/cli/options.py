@@ -51,19 +51,17 @@ def make_filter(state: str | None, tenant: str | None, tier: str | None, reason:
         state=JobState(state) if state else None,
         tier=tier,
         reason=Reason(reason) if reason else None,
-        since=parse_since(since) if since else None,
+        since=None if since is None else parse_time(since, "--since"),
     )
 
 
-def parse_since(text: str) -> datetime:
-    """Read `30m`, `2h`, `3d` or an ISO 8601 time."""
+def parse_time(text: str, option: str) -> datetime:
+    """Read `30m`, `2h`, `3d` ago or an ISO 8601 time, in UTC if it does not say another offset."""
     units = {"m": "minutes", "h": "hours", "d": "days"}
     try:
-        if text[-1] in units and text[:-1].isdecimal():
+        if text[-1:] in units and text[:-1].isdecimal():
             return datetime.now(UTC) - timedelta(**{units[text[-1]]: int(text[:-1])})
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is neither like 30m, 2h, 3d nor an ISO time", param_hint="--since"
-        ) from None
-    return moment if moment.tzinfo else moment.astimezone()
+        raise click.BadParameter(f"{text!r} is neither like 30m, 2h, 3d nor an ISO time", param_hint=option) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from penstock.cli.amounts import dollars
-from penstock.cli.options import as_json, parse_since, with_client
+from penstock.cli.options import as_json, parse_time, with_client
+from penstock.schemas import dollars
 
 MEANINGS = {
     "lines": "lines of the export",
@@ -16,6 +16,7 @@ MEANINGS = {
     "corrected": "corrections written",
     "settled_differing": "of these, of calls that were thought to be settled",
     "not_billed": "unknown calls that the export lacks, and that cost nothing",
+    "answered_not_billed": "calls that it lacks though an answer came late: left as they are, ask the provider",
     "under_way": "lines of calls that are still under way here: reconcile again later",
     "foreign": "lines that are in no row of the ledger",
     "still_unknown": "calls whose outcome is still unknown, at their upper bound",
@@ -26,8 +27,8 @@ MEANINGS = {
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--complete", is_flag=True, help="It holds every call of --account sent from --since up to --until.")
 @click.option("--account", help="As models.toml names it.")
-@click.option("--since", metavar="2h|3d|ISO", help="When the export begins.")
-@click.option("--until", metavar="2h|3d|ISO", help="When it ends.")
+@click.option("--since", metavar="2h|3d|ISO", help="When the export begins; UTC.")
+@click.option("--until", metavar="2h|3d|ISO", help="When it ends; UTC.")
 @click.option("--dry-run", is_flag=True, help="Change nothing, and say what would be.")
 @as_json
 @with_client
@@ -61,8 +62,8 @@ def reconcile(
     if complete:
         if account is None or since is None or until is None:
             raise click.UsageError("--complete needs --account, --since and --until: for what is it complete?")
-        window = Complete(account, parse_since(since), parse_since(until))
-    elif account or since or until:
+        window = Complete(account, parse_time(since, "--since"), parse_time(until, "--until"))
+    elif (account, since, until) != (None, None, None):
         raise click.UsageError("--account, --since and --until say what an export is --complete for")
     outcome = client.reconcile(read_export(file), window, dry_run=dry_run)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from penstock.cli.options import as_json, parse_since, with_client
+from penstock.cli.options import as_json, parse_time, with_client
 
 FAILED = 1
 TABLES = {
@@ -50,10 +50,7 @@ def purge(client: Any, *, tenant: str, before: str | None, yes: bool, as_json: b
 
 def parse_before(text: str) -> datetime:
     """Read `30d` or an ISO 8601 time."""
-    try:
-        return parse_since(text)
-    except (click.BadParameter, IndexError):
-        raise click.BadParameter(f"{text!r} is neither like 2h, 30d nor an ISO time", param_hint="--before") from None
+    return parse_time(text, "--before")
 
 
 def confirm(tenant: str, until: datetime | None) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from penstock.cli.amounts import amount, dollars, forecast, print_csv, print_json, print_table
-from penstock.cli.options import as_json, parse_since, with_client
-from penstock.schemas import TOKEN_CLASSES
+from penstock.cli.amounts import amount, forecast, print_csv, print_json, print_table
+from penstock.cli.options import as_json, parse_time, with_client
+from penstock.schemas import TOKEN_CLASSES, dollars
 
 Records = list[dict[str, Any]]
 
@@ -47,11 +47,13 @@ def usage(client: Any, *, tenant: str | None, by: str | None, since: str | None,
     """  # noqa: D301 - click reads the backspace
     if as_json and as_csv:
         raise click.UsageError("choose --json or --csv, not both")
-    if since and not by:
+    if since is not None and not by:
         raise click.UsageError("--since goes with --by: the current day and month begin by themselves")
+    if tenant is not None:
+        client.check_known(tenant)
     whose = "all tenants" if tenant is None else tenant
     if by:
-        began = parse_since(since) if since else None
+        began = None if since is None else parse_time(since, "--since")
         lines = client.usage_of_all(by, began) if tenant is None else client.usage(tenant, by, began)
         show_breakdown(lines, by, f"{whose} by {by}, {_from(began)}", as_json=as_json, as_csv=as_csv)
     elif tenant is None:

@@ -1,23 +1,26 @@
 """What a client says of money: budgets, which an operator sets, and usage. It must not know how either is kept."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import overload
 
 from sqlalchemy import Engine
 
 from penstock.client.tenant_view import TenantView, check_name, used
+from penstock.errors import InvalidRequestError
 from penstock.money import budgets, ledger, reconciliation
-from penstock.money.budgets import Budget, Period, Unit
+from penstock.money.budgets import Budget, Kept, Period, Unit
 from penstock.money.ledger import LedgerTotals
 from penstock.money.reconciliation import BilledCall, Complete, Reconciliation
-from penstock.money.usage import By, PeriodUsage, UsageLine
+from penstock.money.usage import By, PeriodUsage, UsageLine, is_known
+from penstock.tenants import Tenants
 
 
 class Accounts:
     """The part of a client that concerns money."""
 
     _engine: Engine
+    _tenants: Tenants
 
     def as_tenant(self, tenant: str) -> TenantView:
         """Give what a tenant's own user may see; raise InvalidRequestError for what is no name of a tenant."""
@@ -36,6 +39,17 @@ class Accounts:
         view = self.as_tenant(tenant)
         with view.reading() as connection:
             return used(connection, view.tenant, by, since)
+
+    def check_known(self, tenant: str) -> None:
+        """Raise InvalidRequestError for a tenant that has no table in tenants.toml, no job, no budget and no usage."""
+        view = self.as_tenant(tenant)
+        if tenant in self._tenants.named:
+            return
+        with view.reading() as connection:
+            if not is_known(connection, tenant):
+                raise InvalidRequestError(
+                    "tenant", f"{tenant!r} has no jobs and no budget, and has spent nothing", "correct the name"
+                )
 
     @overload
     def usage_of_all(self, by: None = None) -> list[PeriodUsage]: ...
@@ -65,11 +79,15 @@ class Accounts:
         with self._engine.connect() as connection:
             return ledger.totals(connection)
 
-    def set_budget(self, budget: Budget) -> None:
-        """Set a budget, or change it; it holds from the next call on. Raises InvalidRequestError."""
+    def set_budget(self, budget: Budget, *, kept: Collection[Kept] = ()) -> Budget:
+        """Set a budget, or change it, and give what it is now; it holds from the next call on.
+
+        `kept` names what stays as it is in one that exists: `soft_limit`, `hard_limit`, `on_exhausted`. Raises
+        InvalidRequestError.
+        """
         _check_owner(budget.tenant, budget.project)
         with self._engine.begin() as connection:
-            budgets.set_budget(connection, budget)
+            return budgets.set_budget(connection, budget, kept=kept)
 
     def remove_budget(self, tenant: str, period: Period, unit: Unit, project: str = "") -> bool:
         """Remove a budget, which leaves any amount, and tell whether there was one. Raises InvalidRequestError."""

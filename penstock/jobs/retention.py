@@ -73,7 +73,7 @@ PURGE = text(f"""
     WITH due AS (
         SELECT id, false AS keeps_result, {LABELLED} AS is_labelled FROM jobs
         WHERE {ENDED} AND purged_at IS NULL AND tenant = :tenant AND ended_at <= :until
-        ORDER BY ended_at LIMIT :most FOR UPDATE SKIP LOCKED
+        ORDER BY coalesce(kept_until, ended_at) LIMIT :most FOR UPDATE SKIP LOCKED
     ), {FORGET}
 """)  # noqa: S608 - no value is interpolated
 
@@ -96,6 +96,7 @@ SURVEY = text(f"""
     FROM bound
 """)  # noqa: S608 - no value is interpolated
 
+# A purge that this waited for may have set `kept_until`: a condition on it would still see that it had not.
 FETCHED = text("""
     WITH job AS (
         SELECT id FROM jobs WHERE id = :job_id AND state = 'succeeded' AND ended_at = :ended_at FOR UPDATE
@@ -208,7 +209,7 @@ def prove(before: Survey, batches: list[Purged], after: Survey) -> PurgeProof:
 
 
 def note_fetch(connection: Connection, job_id: UUID, ended_at: datetime) -> None:
-    """Note that the result of the success which ended then was read; the first time counts."""
+    """Note that the result of the success which ended then was read, and may go now; the first time counts."""
     connection.execute(FETCHED, {"job_id": job_id, "ended_at": ended_at})
 
 

@@ -4,16 +4,18 @@ A budget holds for a tenant or one of its projects, for a day or a month (UTC), 
 row, so that a change acts on the next call of every process. No row, or no hard limit, is any amount; zero is nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, text
 
 from penstock.errors import InvalidRequestError
+from penstock.schemas import dollars
 
 MOST = 2**63 - 1
+Kept = Literal["soft_limit", "hard_limit", "on_exhausted"]
 
 
 class Period(StrEnum):
@@ -54,22 +56,40 @@ class Budget:
         for field, limit in (("soft_limit", self.soft_limit), ("hard_limit", self.hard_limit)):
             if limit is not None and not 0 <= limit <= MOST:
                 raise InvalidRequestError(
-                    field, f"{limit} {self.unit} cannot be kept", "use a number from 0 to 2^63 - 1"
+                    field,
+                    f"{self.written(limit)} cannot be kept",
+                    f"use an amount from {self.written(0)} to {self.written(MOST)}",
                 )
         if self.soft_limit is not None and self.hard_limit is not None and self.soft_limit > self.hard_limit:
             raise InvalidRequestError(
                 "soft_limit",
-                f"{self.soft_limit} is above the hard limit of {self.hard_limit}",
-                "warn before the end, not behind it",
+                f"{self.written(self.soft_limit)} is above the hard limit of {self.written(self.hard_limit)}",
+                "lower the one, raise the other, or have no soft limit",
             )
 
+    def written(self, amount: int) -> str:
+        """Write an amount of what it counts for people."""
+        return dollars(amount) if self.unit is Unit.NANODOLLARS else f"{amount:,} tokens"
 
-SET = text("""
+
+CHANGES = """
+    soft_limit = CASE WHEN 'soft_limit' = ANY(:kept) THEN budgets.soft_limit ELSE CAST(:soft_limit AS bigint) END,
+    hard_limit = CASE WHEN 'hard_limit' = ANY(:kept) THEN budgets.hard_limit ELSE CAST(:hard_limit AS bigint) END,
+    on_exhausted = CASE WHEN 'on_exhausted' = ANY(:kept) THEN budgets.on_exhausted ELSE :on_exhausted END
+"""
+
+SET = text(f"""
     INSERT INTO budgets (tenant, project, period, unit, soft_limit, hard_limit, on_exhausted)
     VALUES (:tenant, :project, :period, :unit, :soft_limit, :hard_limit, :on_exhausted)
-    ON CONFLICT (tenant, project, period, unit) DO UPDATE SET soft_limit = excluded.soft_limit,
-        hard_limit = excluded.hard_limit, on_exhausted = excluded.on_exhausted
-""")
+    ON CONFLICT (tenant, project, period, unit) DO UPDATE SET {CHANGES}
+    RETURNING *
+""")  # noqa: S608 - no value is interpolated
+
+CHANGE = text(f"""
+    UPDATE budgets SET {CHANGES}
+    WHERE tenant = :tenant AND project = :project AND period = :period AND unit = :unit
+    RETURNING *
+""")  # noqa: S608 - no value is interpolated
 
 REMOVE = text("""
     DELETE FROM budgets WHERE tenant = :tenant AND project = :project AND period = :period AND unit = :unit
@@ -82,9 +102,20 @@ LIST = text("""
 """)
 
 
-def set_budget(connection: Connection, budget: Budget) -> None:
-    """Set a budget, or change it."""
-    connection.execute(SET, asdict(budget))
+def set_budget(connection: Connection, budget: Budget, *, kept: Collection[Kept] = ()) -> Budget:
+    """Set a budget, or change it but for the fields `kept`, and give what it is now.
+
+    Raises InvalidRequestError for a soft limit that is above the hard one, and where there is no hard one to be kept.
+    """
+    statement = CHANGE if "hard_limit" in kept else SET
+    row = connection.execute(statement, asdict(budget) | {"kept": list(kept)}).one_or_none()
+    if row is None:
+        whose = f"{budget.tenant} {budget.project}".strip()
+        unit = budget.unit.removeprefix("nano")
+        raise InvalidRequestError(
+            "hard_limit", f"{whose} has no budget in {unit} a {budget.period} to be changed", "give its hard limit too"
+        )
+    return _budget(row)
 
 
 def remove_budget(connection: Connection, tenant: str, project: str, period: Period, unit: Unit) -> bool:

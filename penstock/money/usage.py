@@ -65,7 +65,7 @@ class UsageLine:
     """What the calls of one day, tier, prompt or model came to, corrections included.
 
     `open_calls` have not ended, `unknown_calls` have, and nobody knows how: both cost their upper bound. `bound_tokens`
-    is that bound in tokens, which belong to no class yet.
+    is that bound in tokens, which belong to no class yet; also where a provider has told the cost alone.
     """
 
     key: str
@@ -84,18 +84,26 @@ SPENT = text("""
         AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
 """)
 
+IS_KNOWN = text("""
+    SELECT EXISTS (SELECT 1 FROM jobs WHERE tenant = :tenant)
+        OR EXISTS (SELECT 1 FROM budgets WHERE tenant = :tenant)
+        OR EXISTS (SELECT 1 FROM spending WHERE tenant = :tenant)
+""")
+
 BREAKDOWN = """
     WITH calls AS (
         SELECT call_id, {key} AS key, coalesce(upper_bound_tokens, 0) AS upper_bound_tokens,
             state = 'intent' AS is_open, state = 'unknown' AND NOT EXISTS (
-                SELECT 1 FROM ledger_corrections WHERE ledger_corrections.call_id = ledger.call_id) AS is_unknown
+                SELECT 1 FROM ledger_corrections WHERE ledger_corrections.call_id = ledger.call_id) AS is_unknown,
+            state = 'intent' OR (state = 'unknown' AND NOT EXISTS (SELECT 1 FROM ledger_corrections
+                WHERE ledger_corrections.call_id = ledger.call_id AND has_usage)) AS is_bounded
         FROM ledger
         WHERE (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND intended_at >= :since
             AND (CAST(:until AS timestamptz) IS NULL OR intended_at < :until)
     ), counts AS (
         SELECT key, count(*) AS calls, count(*) FILTER (WHERE is_open) AS open_calls,
             count(*) FILTER (WHERE is_unknown) AS unknown_calls,
-            coalesce(sum(upper_bound_tokens) FILTER (WHERE is_open OR is_unknown), 0)::bigint AS bound_tokens
+            coalesce(sum(upper_bound_tokens) FILTER (WHERE is_bounded), 0)::bigint AS bound_tokens
         FROM calls GROUP BY key
     ), amounts AS (
         SELECT key, sum(nanodollars)::bigint AS nanodollars, sum(input_tokens)::bigint AS input_tokens,
@@ -115,6 +123,11 @@ KEYS = {
     By.MODEL: ("deployment", DEAREST_FIRST),
 }
 BREAKDOWNS = {by: text(BREAKDOWN.replace("{key}", key).replace("{order}", order)) for by, (key, order) in KEYS.items()}
+
+
+def is_known(connection: Connection, tenant: str) -> bool:
+    """Tell whether a tenant ever had a job, a budget, or anything spent."""
+    return bool(connection.execute(IS_KNOWN, {"tenant": tenant}).scalar_one())
 
 
 def standing(connection: Connection, tenant: str | None, now: datetime) -> list[PeriodUsage]:

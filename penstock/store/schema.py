@@ -2,6 +2,9 @@
 
 A migration that expands leaves the code of the version before running beside the new one: it adds tables, and columns
 with defaults. One that contracts takes away, or forbids, what only older code still did: it waits until none runs.
+
+Each has a transaction of its own, so that what it locks is free again when it is done. Indexes that it declares are
+built after it, beside whoever writes, and again if that was broken off.
 """
 
 import time
@@ -15,11 +18,17 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 MIGRATION_LOCK = 7_302_001
+INDEX_LOCK = 7_302_002
 CONTRACT = "contract"
 LOCK_NOT_AVAILABLE = "55P03"
 LOCK_TIMEOUT_MS = 250
 PAUSE_S = 0.5
 PATIENCE_S = 60.0
+
+VALID_INDEXES = text("""
+    SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE relnamespace = current_schema()::regnamespace AND indisvalid
+""")
 
 
 def migrate(engine: Engine, *, contract: bool = False) -> list[str]:
@@ -33,27 +42,39 @@ def migrate(engine: Engine, *, contract: bool = False) -> list[str]:
     while True:
         try:
             with engine.begin() as connection:
-                return _migrate(connection, contract=contract)
+                goes_on, waiting = _step(connection, contract=contract)
         except OperationalError as error:
             if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE or time.monotonic() > gives_up_at:
                 raise
-        time.sleep(PAUSE_S)
+            time.sleep(PAUSE_S)
+        else:
+            if not goes_on:
+                _build_indexes(engine)
+                return waiting
+            gives_up_at = time.monotonic() + PATIENCE_S
 
 
-def _migrate(connection: Connection, *, contract: bool) -> list[str]:
+def _step(connection: Connection, *, contract: bool) -> tuple[bool, list[str]]:
+    """Run the next migration if there is one that may run, and tell so; give the names of those behind it."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
     connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"))
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = _config()
     config.attributes["connection"] = connection
     missing = _missing(connection, ScriptDirectory.from_config(config))
-    is_empty = MigrationContext.configure(connection).get_current_revision() is None
     names = [name for name, _ in missing]
-    waits = [name for name, phase in missing if phase == CONTRACT]
-    upto = len(names) if is_empty or contract or not waits else names.index(waits[0])
-    if upto:
-        command.upgrade(config, names[upto - 1])
-    return names[upto:]
+    if MigrationContext.configure(connection).get_current_revision() is None:
+        command.upgrade(config, names[-1])
+        return True, []
+    if not missing or (missing[0][1] == CONTRACT and not contract):
+        return False, names
+    command.upgrade(config, names[0])
+    return True, names[1:]
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def _missing(connection: Connection, scripts: ScriptDirectory) -> list[tuple[str, str]]:
@@ -62,3 +83,30 @@ def _missing(connection: Connection, scripts: ScriptDirectory) -> list[tuple[str
     newest_first = [(each.revision, each.module.phase) for each in scripts.walk_revisions()]
     newer = newest_first[: [name for name, _ in newest_first].index(current)] if current else newest_first
     return newer[::-1]
+
+
+def _build_indexes(engine: Engine) -> None:
+    """Build the indexes that the migrations which have run declare, and that are missing or were not finished.
+
+    Who waits for another process to build them holds no snapshot meanwhile: the other would wait for that.
+    """
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        while missing := _missing_indexes(connection):
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": INDEX_LOCK}):
+                time.sleep(PAUSE_S)
+                continue
+            try:
+                for name, definition in missing.items():
+                    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+                    connection.execute(text(f"CREATE INDEX CONCURRENTLY {name} ON {definition}"))
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": INDEX_LOCK})
+
+
+def _missing_indexes(connection: Connection) -> dict[str, str]:
+    """Give the definitions of what is not there, or not valid, by the indexes' names."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory.from_config(_config())
+    declared = [getattr(each.module, "indexes", {}) for each in scripts.iterate_revisions(current, "base")]
+    valid = set(connection.scalars(VALID_INDEXES))
+    return {name: definition for of_one in declared for name, definition in of_one.items() if name not in valid}

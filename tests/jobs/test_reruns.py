@@ -14,6 +14,7 @@ from penstock.jobs import queries, release, reruns
 from penstock.jobs.execution import ClaimedJob, Ending, Outcome
 from penstock.jobs.queries import Filter
 from penstock.jobs.release import Allowance
+from penstock.money.budgets import Budget, OnExhausted, Period, Unit, set_budget
 from penstock.schemas import Job, JobState, Lane, OnUnavailable
 from tests import test_cli
 from tests.jobs import rows
@@ -203,15 +204,33 @@ def test_a_model_answers_the_document_when_it_is_back(rooms: Rooms) -> None:
     assert (rooms.calls(), job.cost_nanodollars) == (2, rooms.invoice())
 
 
-def test_a_rerun_never_degrades_again(rooms: Rooms) -> None:
+def rerun_and_released(rooms: Rooms) -> UUID:
+    """Bring a job to a degraded success, and its rerun to where a worker can take it."""
     job_id = rooms.submit(on_unavailable="degrade")
     rooms.fault("unauthorized")
     rooms.attempt(job_id)
-    rerun(rooms.engine, job_id)
+    assert rerun(rooms.engine, job_id) == [job_id]
     with rooms.engine.begin() as connection:
         release.release_fairly(connection, "small", Lane.INTERACTIVE, Allowance(1))
+    return job_id
+
+
+def test_a_rerun_that_a_provider_refuses_does_not_degrade_again(rooms: Rooms) -> None:
+    job_id = rerun_and_released(rooms)
     rooms.fault("unauthorized")
     assert rooms.attempt(job_id).outcome is Outcome.DEAD
+
+
+@pytest.mark.parametrize(("choice", "outcome"), [("degrade", Outcome.SUCCEEDED), ("refuse", Outcome.DEAD)])
+def test_a_rerun_whose_budget_is_exhausted_ends_as_the_budget_says(rooms: Rooms, choice: str, outcome: Outcome) -> None:
+    job_id = rerun_and_released(rooms)
+    budget = Budget("acme", Period.MONTH, Unit.NANODOLLARS, hard_limit=1, on_exhausted=OnExhausted(choice))
+    with rooms.engine.begin() as connection:
+        set_budget(connection, budget)
+    report = rooms.attempt(job_id)
+    assert (report.outcome, report.reason) == (outcome, Reason.BUDGET_EXHAUSTED)
+    job = seen(rooms.engine, job_id)
+    assert (job.degraded, job.reason, rooms.calls()) == (True, "budget_exhausted", 1)
 
 
 def test_the_client_reruns_and_waits_for_the_answer(client: Client, engine: Engine) -> None:

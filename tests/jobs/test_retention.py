@@ -1,5 +1,6 @@
 """What is forgotten, when, and beside whom: text goes, the ledger stays, and no live job loses its payload."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -7,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, event, text
 
 from penstock.jobs import dead_letters, execution, queries, release, reruns, retention, submission
 from penstock.jobs.execution import ClaimedJob, Ending, Outcome
@@ -22,11 +23,6 @@ ENDS = ("succeeded", "dead", "cancelled")
 LIVE = ("queued", "released", "running", "retrying")
 NO_TEXT = TextRows()
 NOTHING_KEPT = {"acme": 0.0}
-DUE = """
-    SELECT id FROM jobs WHERE state IN ('succeeded', 'dead', 'cancelled') AND purged_at IS NULL AND tenant = 'acme'
-        AND coalesce(kept_until, ended_at) <= now() ORDER BY coalesce(kept_until, ended_at) LIMIT 9
-"""
-"""How a purge finds jobs of a tenant."""
 
 
 def ended_job(engine: Engine, state: str = "succeeded", *, days_ago: float = 0.0, **changes: Any) -> UUID:
@@ -104,6 +100,26 @@ def held(engine: Engine, job_id: UUID) -> TextRows:
     row = rows.row(engine, job_id)
     labels = (row["document_name"], row["metadata"], row["detail"])
     return TextRows(payloads, answers, results, int(labels != (None, {}, None)))
+
+
+def scanned(connection: Connection, statement: TextClause, **values: object) -> dict[str, tuple[int, int]]:
+    """Run a purge as if the tables were large: how many jobs it read and threw away, by the index that it went by.
+
+    An index that does not give the order shows as a sort by it.
+    """
+    connection.execute(text("SET LOCAL enable_seqscan = off"))
+    connection.execute(text("SET LOCAL enable_sort = off"))
+    given = {"most": 100, "result_expires_s": retention.RESULT_EXPIRES_S} | values
+    [plan] = connection.scalars(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}"), given).one()
+    nodes, found = [plan["Plan"]], {}
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("Plans", [])
+        if node["Node Type"] == "Sort" and "ended_at" in str(node["Sort Key"]):
+            found["sort"] = (node["Actual Rows"], 0)
+        if node.get("Relation Name") == "jobs" and node["Node Type"] == "Index Scan" and "tenant" in str(node):
+            found[node["Index Name"]] = (node["Actual Rows"], node.get("Rows Removed by Filter", 0))
+    return found
 
 
 def has_payload(engine: Engine, job_id: UUID) -> bool:
@@ -242,15 +258,25 @@ def test_without_retention_the_payload_goes_at_the_end_and_the_result_when_it_wa
     assert rows.row(engine, job_id)["purged_at"] is not None
 
 
-def test_without_retention_a_result_that_waits_is_not_looked_at_again(engine: Engine) -> None:
+def test_without_retention_a_result_that_waits_is_not_read_again(engine: Engine) -> None:
     for _ in range(20):
         ended_job(engine)
     assert (purge(engine, NOTHING_KEPT), purge(engine, NOTHING_KEPT)) == (20, 0)
+    periods = json.dumps([{"tenant": "acme", "days": 0}])
     with engine.begin() as connection:
-        connection.execute(text("SET LOCAL enable_seqscan = off"))
-        plan = " ".join(connection.scalars(text(f"EXPLAIN {DUE}")))
-    assert "jobs_purgeable" in plan
-    assert "Filter" not in plan
+        found = scanned(connection, retention.PURGE_EXPIRED, periods=periods, default=None)
+    assert found == {"jobs_purgeable": (0, 0)}
+
+
+def test_a_purge_by_hand_goes_by_the_same_index(engine: Engine) -> None:
+    ended_job(engine)
+    purge(engine, NOTHING_KEPT)
+    for _ in range(2):
+        ended_job(engine)
+    with engine.connect() as connection:
+        until = retention.survey(connection, "acme", None).until
+        found = scanned(connection, retention.PURGE, tenant="acme", until=until)
+    assert found == {"jobs_purgeable": (3, 0)}
 
 
 def test_without_retention_a_result_that_is_fetched_while_the_payload_goes_is_due_at_once(engine: Engine) -> None:
@@ -449,6 +475,21 @@ def test_a_rerun_that_waited_for_a_purge_finds_no_payload(engine: Engine) -> Non
     with engine.connect() as purging:
         assert keep_nothing(purging) == 1
         with rows.behind(engine, lambda connection: rerun(connection, job_id)) as rerun_:
+            purging.commit()
+    assert rerun_.result() == []
+    assert (rows.state(engine, job_id), has_payload(engine, job_id)) == ("succeeded", False)
+
+
+@pytest.mark.parametrize("is_fetched", [False, True])
+def test_a_rerun_that_did_not_wait_for_a_purge_first_takes_no_job_without_a_payload(
+    engine: Engine, *, is_fetched: bool
+) -> None:
+    job_id = degraded_job(engine)
+    if is_fetched:
+        fetch(engine, job_id)
+    with engine.connect() as purging:
+        assert keep_nothing(purging) == 1
+        with rows.behind(engine, lambda connection: reruns.rerun(connection, [job_id])) as rerun_:
             purging.commit()
     assert rerun_.result() == []
     assert (rows.state(engine, job_id), has_payload(engine, job_id)) == ("succeeded", False)

@@ -12,7 +12,7 @@ from penstock.money.budgets import Budget, Unit
 from penstock.schemas import TOKEN_CLASSES
 
 LEDGER = text("""
-    SELECT ledger.*, count(later.call_id) AS corrections,
+    SELECT ledger.*, count(later.call_id) FILTER (WHERE has_usage) AS knowing,
         coalesce(sum(later.nanodollars), 0)::bigint AS later_nanodollars,
         coalesce(sum(later.input_tokens + later.cached_input_tokens + later.cache_write_tokens + later.output_tokens
             + later.reasoning_tokens), 0)::bigint AS later_tokens
@@ -71,7 +71,7 @@ def _add(sums: Sums, call: Mapping[Any, Any]) -> None:
             sums.held_tokens += bound_tokens
         return
     sums.settled_nanodollars += call["nanodollars"] + call["later_nanodollars"]
-    if call["state"] == "unknown" and not call["corrections"]:
+    if call["state"] == "unknown" and not call["knowing"]:
         sums.settled_tokens += bound_tokens or 0
     else:
         sums.settled_tokens += sum(call[name] for name in TOKEN_CLASSES) + call["later_tokens"]

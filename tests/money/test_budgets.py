@@ -12,6 +12,7 @@ from penstock.money import ledger, spending
 from penstock.money.budgets import (
     MOST,
     Budget,
+    Kept,
     OnExhausted,
     Period,
     Unit,
@@ -105,25 +106,79 @@ def test_only_the_budget_that_is_named_is_removed(engine: Engine, other: dict[st
     assert listed(engine) == [stays]
 
 
-@pytest.mark.parametrize("unit", Unit)
 @pytest.mark.parametrize(
-    ("limits", "field", "words"),
+    ("unit", "limits", "field", "reason"),
     [
-        ({"hard_limit": -1}, "hard_limit", "-1 {unit} cannot be kept"),
-        ({"soft_limit": -1}, "soft_limit", "-1 {unit} cannot be kept"),
-        ({"hard_limit": MOST + 1}, "hard_limit", f"{MOST + 1} {{unit}} cannot be kept"),
-        ({"soft_limit": MOST + 1}, "soft_limit", f"{MOST + 1} {{unit}} cannot be kept"),
-        ({"soft_limit": 8, "hard_limit": 7}, "soft_limit", "8 is above the hard limit of 7"),
-        ({"soft_limit": 1, "hard_limit": 0}, "soft_limit", "1 is above the hard limit of 0"),
+        (Unit.NANODOLLARS, {"hard_limit": -1}, "hard_limit", "-$0.000000001 cannot be kept"),
+        (Unit.TOKENS, {"hard_limit": -1}, "hard_limit", "-1 tokens cannot be kept"),
+        (Unit.TOKENS, {"soft_limit": -1}, "soft_limit", "-1 tokens cannot be kept"),
+        (Unit.NANODOLLARS, {"hard_limit": MOST + 1}, "hard_limit", "$9,223,372,036.854775808 cannot be kept"),
+        (Unit.TOKENS, {"soft_limit": MOST + 1}, "soft_limit", "9,223,372,036,854,775,808 tokens cannot be kept"),
+        (
+            Unit.NANODOLLARS,
+            {"soft_limit": 8 * 10**9, "hard_limit": 7 * 10**8},
+            "soft_limit",
+            "$8.00 is above the hard limit of $0.70",
+        ),
+        (
+            Unit.TOKENS,
+            {"soft_limit": 1000, "hard_limit": 0},
+            "soft_limit",
+            "1,000 tokens is above the hard limit of 0 tokens",
+        ),
     ],
 )
 def test_limits_that_cannot_be_meant_are_refused_by_field(
-    unit: Unit, limits: dict[str, Any], field: str, words: str
+    unit: Unit, limits: dict[str, Any], field: str, reason: str
 ) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         Budget("acme", Period.DAY, unit, **limits)
-    assert (refused.value.field, refused.value.reason) == (field, words.format(unit=unit.value))
+    assert (refused.value.field, refused.value.reason) == (field, reason)
     assert refused.value.cure
+
+
+@pytest.mark.parametrize("kept", [("soft_limit",), ("hard_limit",), ("on_exhausted",), ("hard_limit", "soft_limit")])
+def test_what_is_kept_of_a_budget_stays_and_the_rest_is_changed(engine: Engine, kept: tuple[Kept, ...]) -> None:
+    before = budget(9, soft_limit=5, on_exhausted=OnExhausted.DEGRADE)
+    change = budget(8, soft_limit=6)
+    keep(engine, before)
+    with engine.begin() as connection:
+        given = set_budget(connection, change, kept=kept)
+    assert given == replace(change, **{name: getattr(before, name) for name in kept})
+    assert listed(engine) == [given]
+
+
+def test_a_budget_whose_limit_is_to_be_kept_must_be_there(engine: Engine) -> None:
+    keep(engine, budget(9, unit=Unit.TOKENS))
+    with pytest.raises(InvalidRequestError, match="acme has no budget in dollars a month") as refused:
+        with engine.begin() as connection:
+            set_budget(connection, budget(None, soft_limit=5), kept=["hard_limit"])
+    assert refused.value.field == "hard_limit"
+    assert listed(engine) == [budget(9, unit=Unit.TOKENS)]
+
+
+def test_a_soft_limit_that_is_kept_must_not_be_above_the_new_hard_limit(engine: Engine) -> None:
+    before = budget(9, soft_limit=5)
+    keep(engine, before)
+    with pytest.raises(InvalidRequestError) as refused:
+        with engine.begin() as connection:
+            set_budget(connection, budget(4), kept=["soft_limit"])
+    assert refused.value.field == "soft_limit"
+    assert listed(engine) == [before]
+
+
+def test_two_changes_of_one_budget_at_once_both_count(engine: Engine) -> None:
+    keep(engine, budget(9, soft_limit=5))
+
+    def degrade(connection: Connection) -> Budget:
+        change = budget(None, on_exhausted=OnExhausted.DEGRADE)
+        return set_budget(connection, change, kept=["hard_limit", "soft_limit"])
+
+    with engine.begin() as holder:
+        set_budget(holder, budget(8), kept=["soft_limit", "on_exhausted"])
+        with rows.behind(engine, degrade) as changed:
+            holder.commit()
+    assert changed.result() == budget(8, soft_limit=5, on_exhausted=OnExhausted.DEGRADE)
 
 
 @pytest.mark.parametrize("column", ["soft_limit", "hard_limit"])

@@ -1,30 +1,35 @@
 """The provider's word is what is paid: unknown calls get their truth, and a second time nothing changes."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event, text
 
 from penstock.errors import InvalidRequestError
-from penstock.money import ledger
+from penstock.money import ledger, usage
 from penstock.money.export import read_export
 from penstock.money.ledger import CallOutcome, Settlement
 from penstock.money.reconciliation import BilledCall, Complete, Reconciliation, reconcile
+from penstock.money.usage import By
 from penstock.schemas import Usage
 from tests.jobs import rows
 from tests.jobs.rows import UPPER_BOUND
+from tests.money.books import assert_balanced
 
+PAST = datetime(2026, 1, 1, tzinfo=UTC)
 USED = Usage(input_tokens=100, cached_input_tokens=20, output_tokens=30)
+SCANNED = text("SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'ledger'")
 
 
-def call(engine: Engine, nanodollars: int | None, *, is_open: bool = False) -> UUID:
+def call(engine: Engine, nanodollars: int | None, *, is_open: bool = False, account: str = "simulator") -> UUID:
     """Make a call of a job of its own, and settle it: without an amount as unknown."""
     job = rows.running_job(engine)
-    intent = rows.intent(job)
+    intent = replace(rows.intent(job), account=account)
     with engine.begin() as connection:
         ledger.intend(connection, [intent])
         if not is_open:
@@ -49,9 +54,16 @@ def month(engine: Engine) -> dict[str, Any]:
     return next(row for row in rows.everything(engine)["spending"] if row["period"] == "month")
 
 
+def bound_tokens(engine: Engine) -> int:
+    """Give what the month's breakdown says of tokens that nobody knows."""
+    with engine.begin() as connection:
+        (line,) = usage.breakdown(connection, None, By.TIER, datetime(2020, 1, 1, tzinfo=UTC))
+    return line.bound_tokens
+
+
 def around_now(account: str = "simulator") -> Complete:
     now = datetime.now(UTC)
-    return Complete(account, now - timedelta(hours=1), now + timedelta(hours=1))
+    return Complete(account, now - timedelta(hours=1), now)
 
 
 def test_an_unknown_call_gets_its_truth_once(engine: Engine) -> None:
@@ -79,6 +91,145 @@ def test_an_unknown_call_that_did_cost_its_bound_is_known_from_then_on(engine: E
 def test_a_line_without_tokens_leaves_them_at_their_bound(engine: Engine) -> None:
     run(engine, BilledCall(call(engine, None), 400))
     assert (month(engine)["settled_nanodollars"], month(engine)["settled_tokens"]) == (400, 1000)
+
+
+def test_tokens_that_are_told_later_than_the_cost_take_the_place_of_the_bound(engine: Engine) -> None:
+    unknown = call(engine, None)
+    run(engine, BilledCall(unknown, 400))
+    assert bound_tokens(engine) == 1000
+
+    assert run(engine, BilledCall(unknown, 400, USED)).corrected == 1
+
+    assert (month(engine)["settled_nanodollars"], month(engine)["settled_tokens"]) == (400, 150)
+    assert bound_tokens(engine) == 0
+    assert_balanced(engine)
+    assert run(engine, BilledCall(unknown, 400, USED)).corrected == 0
+    assert run(engine, BilledCall(unknown, 300)).corrected == 1
+    assert (month(engine)["settled_nanodollars"], month(engine)["settled_tokens"]) == (300, 150)
+    assert_balanced(engine)
+
+
+def test_a_call_of_no_tokens_has_no_bound_either_once_that_is_told(engine: Engine) -> None:
+    unknown = call(engine, None)
+    run(engine, BilledCall(unknown, 400))
+    assert run(engine, BilledCall(unknown, 400, Usage())).corrected == 1
+    assert (month(engine)["settled_tokens"], bound_tokens(engine)) == (0, 0)
+    assert_balanced(engine)
+
+
+def test_an_answer_that_came_late_is_not_taken_for_one_that_was_not_billed(engine: Engine) -> None:
+    late, never = call(engine, None), call(engine, None)
+    with engine.begin() as connection:
+        ledger.settle(connection, [Settlement(late, CallOutcome.ANSWERED, 300, USED)])
+    outcome = run(engine, complete=around_now())
+    assert (outcome.not_billed, outcome.answered_not_billed, outcome.still_unknown) == (1, 1, 0)
+    assert total(engine) == 300
+    corrections = rows.everything(engine)["ledger_corrections"]
+    assert {row["call_id"]: row["source"] for row in corrections} == {late: "late_answer", never: "export"}
+    assert run(engine, BilledCall(late, 280, USED), complete=around_now()).corrected == 1  # what is billed counts
+    assert total(engine) == 280
+
+
+def test_an_answer_that_came_late_stays_after_it_was_billed_too(engine: Engine) -> None:
+    late = call(engine, None)
+    with engine.begin() as connection:
+        ledger.settle(connection, [Settlement(late, CallOutcome.ANSWERED, 300, USED)])
+    assert run(engine, BilledCall(late, 280)).corrected == 1
+    assert run(engine, complete=around_now()).answered_not_billed == 1
+    assert (total(engine), month(engine)["settled_tokens"], bound_tokens(engine)) == (280, 150, 0)
+
+
+def test_tokens_told_after_a_late_answer_correct_it_and_take_no_bound_away_again(engine: Engine) -> None:
+    late = call(engine, None)
+    with engine.begin() as connection:
+        ledger.settle(connection, [Settlement(late, CallOutcome.ANSWERED, 300, USED)])
+    assert run(engine, BilledCall(late, 300, Usage(input_tokens=7))).corrected == 1
+    assert month(engine)["settled_tokens"] == 7
+    assert_balanced(engine)
+
+
+def test_an_answer_that_comes_after_the_bill_changes_nothing(engine: Engine) -> None:
+    unknown = call(engine, None)
+    run(engine, BilledCall(unknown, 400))
+    before = rows.everything(engine)["ledger_corrections"], month(engine)
+    with engine.begin() as connection:
+        ledger.settle(connection, [Settlement(unknown, CallOutcome.ANSWERED, 300, USED)])
+    assert (rows.everything(engine)["ledger_corrections"], month(engine)) == before
+    assert_balanced(engine)
+
+
+@pytest.mark.parametrize("has_usage", [False, True])
+def test_a_call_of_which_the_cost_alone_was_told_is_known_but_bounded(engine: Engine, *, has_usage: bool) -> None:
+    run(engine, BilledCall(call(engine, None), 400, USED if has_usage else None))
+    with engine.begin() as connection:
+        (line,) = usage.breakdown(connection, None, By.TIER, datetime(2020, 1, 1, tzinfo=UTC))
+    assert (line.unknown_calls, line.bound_tokens, line.usage.total_tokens) == (
+        (0, 0, 150) if has_usage else (0, 1000, 0)
+    )
+
+
+def test_what_is_still_unknown_is_told_of_all_accounts_and_by_a_trial_too(engine: Engine) -> None:
+    told, _, _ = call(engine, None), call(engine, None), call(engine, None, account="another")
+    with engine.connect() as connection, connection.begin() as transaction:
+        trial = reconcile(connection, [BilledCall(told, 400)])
+        transaction.rollback()
+    assert trial.still_unknown == 2
+    assert run(engine, BilledCall(told, 400)).still_unknown == 2
+    assert run(engine, BilledCall(told, 300)).still_unknown == 2
+    assert run(engine, complete=around_now()).still_unknown == 1
+
+
+def test_it_reads_no_more_of_the_ledger_than_it_must(engine: Engine) -> None:
+    unknown = call(engine, None)
+    rows.execute(
+        engine,
+        """
+        INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment, account,
+            model_asked, price_version, state, upper_bound_nanodollars, nanodollars)
+        SELECT gen_random_uuid(), gen_random_uuid(), 1, 'acme', 'p', '1', 'small', 'd', 'simulator', 'm', '1',
+            'settled', 1, 1 FROM generate_series(1, 20000)
+        """,
+    )
+    rows.execute(engine, "ANALYZE ledger")
+    with engine.begin() as connection:
+        before = connection.execute(SCANNED).scalar_one()
+        assert reconcile(connection, [BilledCall(unknown, 400)], around_now()).corrected == 1
+        assert connection.execute(SCANNED).scalar_one() == before
+
+
+def test_what_is_still_unknown_is_counted_before_a_row_is_locked(engine: Engine) -> None:
+    unknown = call(engine, None)
+    seen: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        seen.append(str(arguments[2]))
+
+    with engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", note)
+        reconcile(connection, [BilledCall(unknown, 400)])
+        connection.rollback()
+    locks = [number for number, statement in enumerate(seen) if "FOR UPDATE" in statement]
+    assert locks == [len(seen) - 1]
+
+
+@pytest.mark.parametrize(
+    ("complete", "field", "words"),
+    [
+        (Complete("simulator", PAST, PAST), "since", "is not before until"),
+        (Complete("simulator", PAST, PAST - timedelta(days=1)), "since", "is not before until"),
+        (Complete("simulator", PAST.replace(tzinfo=None), PAST), "since", "has no UTC offset"),
+        (Complete("simulator", PAST, PAST.replace(tzinfo=None)), "until", "has no UTC offset"),
+        (Complete("simulator", PAST, datetime(2999, 1, 1, tzinfo=UTC)), "until", "yet to come"),
+        (Complete("simulater", PAST, PAST + timedelta(days=1)), "account", "simulator"),
+    ],
+)
+def test_a_claim_that_cannot_be_true_is_refused(engine: Engine, complete: Complete, field: str, words: str) -> None:
+    call(engine, None)
+    before = rows.everything(engine)
+    with pytest.raises(InvalidRequestError, match=words) as refusal:
+        run(engine, complete=complete)
+    assert refusal.value.field == field
+    assert rows.everything(engine) == before
 
 
 def test_a_settled_call_that_differs_is_corrected_and_told_apart(engine: Engine) -> None:
@@ -115,8 +266,9 @@ def test_unknown_calls_that_a_complete_export_lacks_were_not_billed(engine: Engi
 @pytest.mark.parametrize("complete", [None, around_now("another")])
 def test_an_export_says_nothing_of_what_it_does_not_claim_to_hold(engine: Engine, complete: Complete | None) -> None:
     call(engine, None)
+    call(engine, 400, account="another")
     assert run(engine, complete=complete).not_billed == 0
-    assert total(engine) == UPPER_BOUND
+    assert total(engine) == UPPER_BOUND + 400
 
 
 def test_an_export_says_nothing_of_other_times(engine: Engine) -> None:

@@ -44,7 +44,7 @@ OF_0002: dict[str, dict[str, Any]] = {
     "tenant_shares": {"releases": 0},
 }
 OF_0003: dict[str, dict[str, Any]] = {
-    "jobs": {"project": "", "purged_at": None},
+    "jobs": {"project": "", "purged_at": None, "kept_until": None},
     "results": {"over_soft_limit": False, "fetched_at": None},
     "ledger": {
         "project": "",
@@ -95,7 +95,7 @@ def test_rows_of_the_first_version_come_through_with_the_defaults(database: Engi
     assert (seen[done].result, seen[done].degraded) == ("A tale.", False)
 
 
-@pytest.mark.parametrize("version", ["0002", "0003"])
+@pytest.mark.parametrize("version", ["0002", "0003", "0004"])
 def test_the_code_of_the_first_version_writes_into_those_behind_it(database: Engine, move: Move, version: str) -> None:
     move("0001")
     move(version)
@@ -138,7 +138,7 @@ def test_rows_of_the_second_version_come_through_with_the_defaults(database: Eng
     old_code.submit(database)
     before = contents(database)
 
-    move("0003")
+    move("0004")
 
     after = contents(database)
     assert len(after.pop("spending")) == 2
@@ -171,7 +171,7 @@ def test_what_closed_calls_came_to_is_spent_by_tenant_day_and_month_in_utc(datab
             old_code.settle(database, call_id, outcome)
         run(database, MOVE_CALL, at=at, call_id=call_id)
 
-    move("0003")
+    move("0004")
 
     assert sorted(tuple(row) for row in run(database, "SELECT * FROM spending")) == [
         ("acme", "", "day", date(2026, 1, 31), 300, 0, 100, 0),

@@ -8,14 +8,21 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
+from penstock.jobs.execution import ClaimedJob
+from penstock.money import ledger
+from penstock.money.ledger import CallOutcome, Settlement
 from penstock.store import schema
 from penstock.store.schema import MIGRATION_LOCK, migrate
+from tests.jobs import rows
+from tests.money.books import assert_balanced
 from tests.store import old_code
 from tests.store.conftest import Move
 from tests.store.databases import (
@@ -27,13 +34,14 @@ from tests.store.databases import (
     describe,
     eventually,
     phases,
+    run,
     version,
 )
 from tests.store.old_code import UPPER_BOUND
 
-NEWEST = "0004"
-EXPANDED = "0003"
-WAITING = ["0004"]
+NEWEST = "0005"
+EXPANDED = "0004"
+WAITING = ["0005"]
 """Where the schema ends, where it waits for code from before 0003 to stop, and what waits then."""
 
 COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|COMMENT ON [^;]*", re.DOTALL | re.IGNORECASE)
@@ -105,7 +113,7 @@ def test_a_migration_that_expands_takes_nothing_from_older_code(database: Engine
     move(f"{int(name) - 1:04}")
     with statements(database) as run:
         move(name)
-    assert "ADD COLUMN" in others(run) or "CREATE TABLE" in others(run)
+    assert any(word in others(run) for word in ("ADD COLUMN", "CREATE TABLE", "INSERT INTO spending"))
     assert narrowing(others(run)) == []
 
 
@@ -162,7 +170,7 @@ def test_a_text_that_adds_is_let_through(sql: str) -> None:
 def test_what_contracts_would_be_refused_as_an_expansion(database: Engine, move: Move) -> None:
     move(EXPANDED)
     with statements(database) as run:
-        move("0004")
+        move(NEWEST)
     assert "it adds a trigger or a rule" in narrowing(others(run))
 
 
@@ -207,18 +215,18 @@ def test_what_expands_behind_one_that_contracts_waits_with_it(
     move("0002")
     folder = Path(schema.__file__).parent / "migrations"
     shutil.copytree(folder, tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
-    for revision, before, phase in (("0005", NEWEST, "expand"), ("0006", "0005", "contract")):
+    for revision, before, phase in (("0006", NEWEST, "expand"), ("0007", "0006", "contract")):
         path = tmp_path / "migrations" / "versions" / f"{revision}.py"
         path.write_text(LATER.format(revision=revision, before=before, phase=phase))
     monkeypatch.setattr(schema, "__file__", str(tmp_path / "schema.py"))
 
-    assert migrate(database) == [*WAITING, "0005", "0006"]
+    assert migrate(database) == [*WAITING, "0006", "0007"]
     assert version(database) == EXPANDED
     bring_to(database, NEWEST)
-    assert migrate(database) == ["0006"]
-    assert (version(database), "t0005" in contents(database)) == ("0005", True)
+    assert migrate(database) == ["0007"]
+    assert (version(database), "t0006" in contents(database)) == ("0006", True)
     assert migrate(database, contract=True) == []
-    assert version(database) == "0006"
+    assert version(database) == "0007"
 
 
 @contextmanager
@@ -272,5 +280,95 @@ def test_two_processes_that_migrate_at_once_come_to_the_same_end(database: Engin
     for process in processes:
         out, err = process.communicate()
         assert (process.returncode, err) == (0, "")
-        assert out.startswith("the schema is ready for this version; 0004 ")
+        assert out.startswith("the schema is ready for this version; 0005 ")
     assert version(database) == EXPANDED
+
+
+INDEXES = {"jobs_purgeable", "jobs_crashed", "ledger_unknown"}
+
+
+def valid_indexes(engine: Engine) -> set[str]:
+    with engine.connect() as connection:
+        return INDEXES & set(connection.scalars(schema.VALID_INDEXES))
+
+
+@pytest.mark.parametrize("start", ["", "0002", "0005"])
+def test_declared_indexes_are_there_whoever_came_before(database: Engine, move: Move, start: str) -> None:
+    """At the newest version they lack where a process died after the last migration and before it had built them."""
+    if start:
+        move(start)
+    migrate(database)
+    assert valid_indexes(database) == INDEXES
+    with statements(database) as run:
+        migrate(database)
+    assert "CREATE INDEX" not in others(run)
+
+
+def test_an_index_that_was_not_finished_is_built_anew(database: Engine, move: Move) -> None:
+    migrate(database)
+    run(
+        database,
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'jobs_crashed'::regclass",
+    )
+    assert valid_indexes(database) == INDEXES - {"jobs_crashed"}
+    migrate(database)
+    assert valid_indexes(database) == INDEXES
+
+
+def test_two_that_build_indexes_at_once_wait_for_one_another(database: Engine, move: Move) -> None:
+    move("0005")
+    with ThreadPoolExecutor(2) as threads:
+        for built in [threads.submit(migrate, database) for _ in range(2)]:
+            assert built.result() == []
+    assert valid_indexes(database) == INDEXES
+
+
+def test_an_index_is_built_beside_those_who_write(database: Engine, move: Move) -> None:
+    """Whoever has written and not yet committed is waited for, and nobody waits for the index."""
+    move("0005")
+    with ThreadPoolExecutor(1) as threads, database.connect() as writer:
+        writer.execute(WITHOUT_HASTE)
+        writer.execute(text("INSERT INTO workers (id, lease_until) VALUES ('w', now())"))
+        rows.submit(database, before := rows.new_job())
+        writer.execute(text("UPDATE jobs SET priority = 9"))
+        building = threads.submit(migrate, database)
+        eventually(lambda: blocked(database) == 1)
+        rows.submit(database, rows.new_job())
+        assert not building.done()
+        writer.commit()
+        assert building.result() == []
+    assert rows.row(database, before.id)["priority"] == 9
+    assert valid_indexes(database) == INDEXES
+
+
+@pytest.mark.parametrize("version", ["0004", "0005"])
+def test_the_sums_are_made_beside_those_who_spend(database: Engine, move: Move, version: str) -> None:
+    move("0002")
+    for _ in range(3):
+        old_code.settle(database, old_code.intend(database, old_code.run_job(database)), 300)
+    move("0003" if version == "0004" else "0004")
+    runs = [rows.running_job(database) for _ in range(4)]
+    stop = Event()
+
+    def spend(job: ClaimedJob) -> int:
+        calls = 0
+        while not stop.is_set():
+            intent = rows.intent(job)
+            for step in (
+                partial(ledger.intend, intents=[intent]),
+                partial(ledger.settle, settlements=[Settlement(intent.call_id, CallOutcome.ANSWERED, 7)]),
+            ):
+                with database.begin() as connection:
+                    step(connection)
+            calls += 1
+        return calls
+
+    with ThreadPoolExecutor(4) as threads:
+        spending = [threads.submit(spend, job) for job in runs[:3]]
+        eventually(lambda: len(contents(database)["ledger"]) > 30)
+        migrate(database, contract=version == "0005")
+        done = len(contents(database)["ledger"])
+        eventually(lambda: len(contents(database)["ledger"]) > done + 10)
+        stop.set()
+        assert sum(each.result() for each in spending) > 40
+    assert_balanced(database)

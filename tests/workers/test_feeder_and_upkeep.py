@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import IntegrityError, OperationalError
 
 from penstock.client import Client
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
@@ -18,8 +17,8 @@ from penstock.routing import Catalogue
 from penstock.settings import Settings
 from penstock.tenants import Tenants
 from workers.embedded import RedisServer
-from workers.feeder import LEAST_RELEASED, Gauge, feed, goes_well, mend
-from workers.upkeep import Swept, sweep
+from workers.feeder import LEAST_RELEASED, Gauge, feed, mend
+from workers.upkeep import announce, bury, close_calls, recover, sweep
 
 DOCUMENT = "The agency will hold a public meeting on 4 May 2017."
 
@@ -58,6 +57,20 @@ def states(engine: Engine) -> dict[str, int]:
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state"))
         return {row.state: row.jobs for row in rows}
+
+
+def open_call(engine: Engine, job_id: UUID) -> None:
+    """Write down a call that began two minutes ago and that nobody has settled."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment,
+                    account, model_asked, price_version, state, upper_bound_nanodollars, nanodollars, intended_at)
+                SELECT gen_random_uuid(), id, 1, tenant, 'p', '1', 'small', 'd', 'a', 'm', '2026-01-01', 'intent', 9, 9,
+                    now() - interval '2 minutes' FROM jobs WHERE id = :id
+            """),
+            {"id": job_id},
+        )
 
 
 def test_a_backlog_stays_in_rows_and_the_broker_gets_about_two_seconds_of_it(
@@ -123,41 +136,34 @@ def test_a_job_that_kills_three_workers_is_dead_as_poison_and_announced_once(
     for _ in range(3):
         with engine.begin() as connection:
             connection.execute(text("UPDATE jobs SET state = 'running', fence = fence + 1, worker = 'gone'"))
-        swept = sweep(engine, doorbell)
-        assert swept.recovered == 1
-    assert swept == Swept(recovered=1, expired=0, unknown=0, announced=1)
-    assert sweep(engine, doorbell) == Swept(recovered=0, expired=0, unknown=0, announced=0)
+        assert recover(engine) == 1
+    assert announce(engine, doorbell) == 1
+    assert (recover(engine), bury(engine), announce(engine, doorbell), close_calls(engine)) == (0, 0, 0, 0)
     job = client.get(job_id)
     assert (job.state, job.reason) == ("dead", "poison")
     assert broker.llen("dead_letter") == 1
 
 
-def test_a_deadline_that_passes_in_the_queue_buries_the_job(client: Client, engine: Engine, doorbell: Doorbell) -> None:
+def test_a_deadline_that_passes_in_the_queue_buries_the_job(client: Client, engine: Engine) -> None:
     (job_id,) = submit(client, 1)
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET deadline = now() - interval '1 second'"))
-    assert sweep(engine, doorbell).expired == 1
+    assert bury(engine) == 1
     assert client.get(job_id).reason == "deadline"
 
 
 def test_a_call_that_nobody_settled_is_closed_as_unknown_and_a_running_one_is_left(
-    client: Client, engine: Engine, doorbell: Doorbell
+    client: Client, engine: Engine
 ) -> None:
     over, running = submit(client, 2)
+    open_call(engine, over)
+    open_call(engine, running)
     with engine.begin() as connection:
-        connection.execute(
-            text("""
-                INSERT INTO ledger (call_id, job_id, fence, tenant, prompt_id, prompt_version, tier, deployment,
-                    account, model_asked, price_version, state, upper_bound_nanodollars, nanodollars, intended_at)
-                SELECT gen_random_uuid(), id, 1, tenant, 'p', '1', 'small', 'd', 'a', 'm', '2026-01-01', 'intent', 9, 9,
-                    now() - interval '2 minutes' FROM jobs
-            """)
-        )
         connection.execute(text("INSERT INTO workers VALUES ('alive', now(), now() + interval '1 minute')"))
         connection.execute(
             text("UPDATE jobs SET state = 'running', fence = 1, worker = 'alive' WHERE id = :id"), {"id": running}
         )
-    assert sweep(engine, doorbell).unknown == 1
+    assert close_calls(engine) == 1
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT job_id, state, nanodollars FROM ledger")).all()
     assert {row.job_id: (row.state, row.nanodollars) for row in rows} == {over: ("unknown", 9), running: ("intent", 9)}
@@ -208,25 +214,6 @@ def test_due_retries_of_a_batch_do_not_starve_an_interactive_job(
     assert client.get(job_id).state == "released"
 
 
-@pytest.mark.parametrize(
-    ("error", "event"),
-    [
-        (OperationalError("SELECT", {}, Exception()), "service.unavailable"),
-        (OSError("no broker"), "service.unavailable"),
-        (IntegrityError("INSERT", {}, Exception()), "internal_error"),
-        (ValueError("a bug"), "internal_error"),
-    ],
-)
-def test_what_goes_wrong_with_one_tier_is_told_and_does_not_stop_the_feeder(
-    capsys: pytest.CaptureFixture[str], error: Exception, event: str
-) -> None:
-    def fail() -> None:
-        raise error
-
-    assert [goes_well(step) for step in (fail, lambda: None)] == [False, True]
-    assert event in capsys.readouterr().out
-
-
 def test_stale_messages_of_one_queue_do_not_hide_a_lost_one_of_another(
     client: Client, engine: Engine, doorbell: Doorbell, broker: redis.Redis
 ) -> None:
@@ -246,6 +233,25 @@ def test_an_outage_is_not_the_death_of_every_worker(client: Client, engine: Engi
     (job_id,) = submit(client, 1)
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'running', fence = 1, worker = 'lapsed'"))
-    assert sweep(engine, doorbell, recover=False).recovered == 0
+    assert sweep(engine, doorbell, recovers=False)
     assert client.get(job_id).state == "running"
-    assert sweep(engine, doorbell).recovered == 1
+    assert sweep(engine, doorbell, recovers=True)
+    assert client.get(job_id).state == "retrying"
+
+
+def test_a_call_is_closed_though_the_broker_is_away(
+    client: Client, engine: Engine, doorbell: Doorbell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, over = submit(client, 2)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'dead', ended_at = now() WHERE id = :id"), {"id": dead})
+    open_call(engine, over)
+
+    def away(_letters: object) -> None:
+        raise OSError("no broker")
+
+    monkeypatch.setattr(doorbell, "announce", away)
+    assert sweep(engine, doorbell, recovers=True)
+    with engine.connect() as connection:
+        assert list(connection.scalars(text("SELECT state FROM ledger"))) == ["unknown"]
+        assert connection.scalar(text("SELECT announced FROM jobs WHERE id = :id"), {"id": dead}) is False

@@ -4,6 +4,6 @@ from alembic import context
 from sqlalchemy import Connection
 
 connection: Connection = context.config.attributes["connection"]
-context.configure(connection=connection, transaction_per_migration=True)
+context.configure(connection=connection)
 with context.begin_transaction():
     context.run_migrations()

@@ -7,6 +7,12 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 phase = "expand"
+indexes = {
+    "jobs_purgeable": """jobs (tenant, coalesce(kept_until, ended_at))
+        WHERE state IN ('succeeded', 'dead', 'cancelled') AND purged_at IS NULL""",
+    "jobs_crashed": "jobs (tier, crashes) WHERE crashes > 1 AND state IN ('retrying', 'released', 'running')",
+    "ledger_unknown": "ledger (account, intended_at) WHERE state = 'unknown'",
+}
 
 
 def upgrade() -> None:
@@ -22,8 +28,8 @@ def downgrade() -> None:
         op.execute(f"REVOKE SELECT ON {table} FROM penstock_tenant")
     op.execute("DROP VIEW ledger_amounts")
     op.execute("DROP TABLE ledger_corrections, budgets, spending")
-    op.execute("DROP INDEX jobs_unpurged, jobs_crashed")
-    op.execute("ALTER TABLE jobs DROP COLUMN project, DROP COLUMN purged_at")
+    op.execute(f"DROP INDEX IF EXISTS {', '.join(indexes)}")
+    op.execute("ALTER TABLE jobs DROP COLUMN project, DROP COLUMN purged_at, DROP COLUMN kept_until")
     op.execute("ALTER TABLE results DROP COLUMN over_soft_limit, DROP COLUMN fetched_at")
     op.execute(
         "ALTER TABLE ledger DROP COLUMN project, DROP COLUMN cache_write_tokens, DROP COLUMN reasoning_tokens,"

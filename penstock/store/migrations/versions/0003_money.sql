@@ -3,15 +3,12 @@ LOCK TABLE ledger, jobs, results, attempts IN ACCESS EXCLUSIVE MODE;
 
 ALTER TABLE jobs
     ADD COLUMN project text NOT NULL DEFAULT '',
-    ADD COLUMN purged_at timestamptz;
+    ADD COLUMN purged_at timestamptz,
+    ADD COLUMN kept_until timestamptz;
 
 COMMENT ON COLUMN jobs.project IS 'whose budget it is paid from, beside the tenant''s; '''' is none';
 COMMENT ON COLUMN jobs.purged_at IS 'since when none of its text is kept';
-
-CREATE INDEX jobs_unpurged ON jobs (tenant, ended_at)
-    WHERE state IN ('succeeded', 'dead', 'cancelled') AND purged_at IS NULL;
-
-CREATE INDEX jobs_crashed ON jobs (tier, crashes) WHERE crashes > 1 AND state IN ('retrying', 'released', 'running');
+COMMENT ON COLUMN jobs.kept_until IS 'where nothing is to be kept: until when its result, the last of its text, may wait to be fetched';
 
 ALTER TABLE results
     ADD COLUMN over_soft_limit boolean NOT NULL DEFAULT false,
@@ -43,9 +40,12 @@ CREATE TABLE ledger_corrections (
     cache_write_tokens  bigint NOT NULL DEFAULT 0,
     output_tokens       bigint NOT NULL DEFAULT 0,
     reasoning_tokens    bigint NOT NULL DEFAULT 0,
+    has_usage           boolean NOT NULL DEFAULT true,
     corrected_at        timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (call_id, number)
 );
+
+COMMENT ON COLUMN ledger_corrections.has_usage IS 'it tells the tokens; the first that does takes the place of the upper bound';
 
 -- What calls came to, as rows to be summed: a call's own, and its corrections.
 CREATE VIEW ledger_amounts WITH (security_invoker = true) AS
@@ -82,12 +82,6 @@ CREATE TABLE spending (
 
 COMMENT ON COLUMN spending.held_nanodollars IS 'upper bounds of calls whose outcome is open';
 COMMENT ON COLUMN spending.settled_nanodollars IS 'what closed calls cost; an unknown outcome at its upper bound';
-
-INSERT INTO spending (tenant, project, period, starts, settled_nanodollars, settled_tokens)
-SELECT tenant, '', period, date_trunc(period, intended_at AT TIME ZONE 'UTC')::date,
-    sum(nanodollars), sum(input_tokens + cached_input_tokens + output_tokens)
-FROM ledger CROSS JOIN (VALUES ('day'), ('month')) AS periods(period) WHERE state <> 'intent'
-GROUP BY 1, 3, 4;
 
 -- A tenant's own reads are made by this role, with the tenant's name in the setting penstock.tenant.
 -- Where the owner of the tables may create no role, somebody who may has to create and grant it before.

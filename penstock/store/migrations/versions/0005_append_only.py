@@ -4,14 +4,16 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 phase = "contract"
 
 
 def upgrade() -> None:
-    """Add triggers, and add up what was spent; the statements stand beside this file."""
-    op.execute(Path(__file__).with_suffix(".sql").read_text())
+    """Add triggers, and once more what was spent; the statements stand beside this file and that of 0004."""
+    here = Path(__file__)
+    op.execute(here.with_suffix(".sql").read_text())
+    op.execute(here.with_name("0004_spending.sql").read_text())
 
 
 def downgrade() -> None:

@@ -1,0 +1,9 @@
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'a closed row of % is never changed; corrections are rows', TG_TABLE_NAME;
+END $$;
+
+CREATE TRIGGER ledger_is_append_only BEFORE UPDATE OR DELETE ON ledger
+    FOR EACH ROW WHEN (OLD.state <> 'intent') EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER ledger_corrections_are_append_only BEFORE UPDATE OR DELETE ON ledger_corrections
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
