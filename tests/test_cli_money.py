@@ -25,10 +25,14 @@ from penstock.cli.amounts import amount, forecast, read_amount
 from penstock.cli.options import parse_time
 from penstock.cli.usage import STANDING, show_breakdown, show_overview, show_standing, usage
 from penstock.client import Client
+from penstock.money import ledger
 from penstock.money.budgets import Budget, OnExhausted, Period, Unit
+from penstock.money.ledger import CallOutcome, Settlement
 from penstock.money.usage import By, PeriodUsage, State, UsageLine
 from penstock.schemas import Usage
 from penstock.settings import Settings, default_settings
+from tests.jobs import rows
+from tests.jobs.rows import UPPER_BOUND
 from tests.money.accounts import furnish, run
 from tests.test_cli import ROOT, Penstock, Ran
 
@@ -472,6 +476,35 @@ def test_where_there_is_no_budget_that_is_told(penstock: Penstock) -> None:
     assert penstock("budgets", "list").err == "nobody has one: any amount may be spent\n"
 
 
+def test_an_export_is_tried_then_reconciled_and_every_count_is_told(
+    penstock: Penstock, engine: Engine, client: Client, tmp_path: Path
+) -> None:
+    billed, lacking, late = (rows.intent(rows.running_job(engine)) for _ in range(3))
+    with engine.begin() as connection:
+        ledger.intend(connection, [billed, lacking, late])
+        ledger.settle(connection, [Settlement(each.call_id, CallOutcome.UNKNOWN, None) for each in (billed, lacking)])
+        ledger.settle(connection, [Settlement(late.call_id, CallOutcome.UNKNOWN, None)])
+        ledger.settle(connection, [Settlement(late.call_id, CallOutcome.ANSWERED, 300)])
+    export = tmp_path / "export.csv"
+    export.write_text(f"call_id,dollars\n{billed.call_id},0.0000004\nreq_17,2\n")
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat()
+    command = ("reconcile", export, "--complete", "--account", "simulator", "--since", "1d", "--until", now)
+
+    trial = penstock(*command, "--dry-run")
+    assert trial.err == ""
+    assert client.ledger_totals().nanodollars == 2 * UPPER_BOUND + 300
+    ran = penstock(*command)
+
+    told = {" ".join(words): int(count) for count, *words in map(str.split, ran.out.splitlines()[:-2])}
+    assert list(told.values()) == [2, 1, 2, 0, 1, 1, 0, 1, 0]
+    assert told["calls that it lacks though an answer came late: left as they are, ask the provider"] == 1
+    assert ran.out.splitlines()[-2:] == ["the ledger changed by -$0.0000016", "what is in no row comes to $2.00"]
+    assert trial.out == ran.out.replace("changed by", "would change by")
+    assert client.ledger_totals().nanodollars == 400 + 0 + 300
+    again = penstock(*command, "--json").lines[0]
+    assert (again["corrected"], again["answered_not_billed"], again["change_nanodollars"]) == (0, 1, 0)
+
+
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
 def test_a_time_without_an_offset_is_utc(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
     monkeypatch.setenv("TZ", zone)
@@ -523,7 +556,7 @@ def test_a_fault_of_ours_is_no_trouble_with_postgres(state: str) -> None:
 def raised(state: str | None) -> Exception:
     """Give what SQLAlchemy raises for an error of Postgres, or for one of the connection itself."""
     kind = psycopg.errors.lookup(state) if state else psycopg.OperationalError
-    return DBAPIError.instance("SELECT 1", {}, kind("it says why\nand more"), psycopg.Error)  # type: ignore[arg-type]
+    return DBAPIError.instance("SELECT 1", {}, kind("it says why\nand more"), psycopg.Error)
 
 
 def test_tables_that_are_older_than_the_code_are_told_with_the_cure(penstock: Penstock, engine: Engine) -> None:

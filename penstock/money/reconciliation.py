@@ -171,8 +171,8 @@ UNKNOWN = text("""
 def reconcile(connection: Connection, lines: Iterable[BilledCall], complete: Complete | None = None) -> Reconciliation:
     """Correct the ledger by an export, in the caller's transaction; a second time it changes nothing.
 
-    `still_unknown` is as of its beginning, less what it found out. Raises InvalidRequestError for a claim that cannot
-    be true: of an account that never was called, of the future, or of no time at all.
+    `still_unknown` counts those of its beginning, less what it found out. Raises InvalidRequestError for a claim that
+    cannot be true: of an account that never was called, of the future, or of no time at all.
     """
     if complete is not None:
         _check(connection, complete)

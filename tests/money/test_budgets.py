@@ -150,19 +150,20 @@ def test_what_is_kept_of_a_budget_stays_and_the_rest_is_changed(engine: Engine, 
 
 def test_a_budget_whose_limit_is_to_be_kept_must_be_there(engine: Engine) -> None:
     keep(engine, budget(9, unit=Unit.TOKENS))
-    with pytest.raises(InvalidRequestError, match="acme has no budget in dollars a month") as refused:
-        with engine.begin() as connection:
-            set_budget(connection, budget(None, soft_limit=5), kept=["hard_limit"])
-    assert refused.value.field == "hard_limit"
+    with pytest.raises(InvalidRequestError) as refused, engine.begin() as connection:
+        set_budget(connection, budget(None, soft_limit=5), kept=["hard_limit"])
+    assert (refused.value.field, refused.value.reason) == (
+        "hard_limit",
+        "acme has no budget in dollars a month to be changed",
+    )
     assert listed(engine) == [budget(9, unit=Unit.TOKENS)]
 
 
 def test_a_soft_limit_that_is_kept_must_not_be_above_the_new_hard_limit(engine: Engine) -> None:
     before = budget(9, soft_limit=5)
     keep(engine, before)
-    with pytest.raises(InvalidRequestError) as refused:
-        with engine.begin() as connection:
-            set_budget(connection, budget(4), kept=["soft_limit"])
+    with pytest.raises(InvalidRequestError) as refused, engine.begin() as connection:
+        set_budget(connection, budget(4), kept=["soft_limit"])
     assert refused.value.field == "soft_limit"
     assert listed(engine) == [before]
 
