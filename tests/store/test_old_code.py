@@ -91,7 +91,7 @@ def test_the_code_before_the_third_version_goes_on_beside_it(database: Engine, m
     assert found["spending"] == []
 
 
-@pytest.mark.parametrize("version", ["0003", "0004", "0005"])
+@pytest.mark.parametrize("version", ["0003", "0004", "0005", "0006"])
 @pytest.mark.parametrize(
     "close",
     [
@@ -179,7 +179,7 @@ def test_a_call_of_the_old_code_and_the_migration_do_not_stop_each_other(databas
         calling = threads.submit(old_code.intend, database, job_id)
         eventually(lambda: calling.done() or blocked(database) == 2)
         reader.rollback()
-        assert migrating.result() == ["0005"]
+        assert migrating.result() == ["0005", "0006"]
         assert closed(database, calling.result()) == ("intent", UPPER_BOUND, None, None)
 
 

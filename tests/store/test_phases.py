@@ -39,9 +39,9 @@ from tests.store.databases import (
 )
 from tests.store.old_code import UPPER_BOUND
 
-NEWEST = "0005"
+NEWEST = "0006"
 EXPANDED = "0004"
-WAITING = ["0005"]
+WAITING = ["0005", "0006"]
 """Where the schema ends, where it waits for code from before 0003 to stop, and what waits then."""
 
 COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|COMMENT ON [^;]*", re.DOTALL | re.IGNORECASE)
@@ -170,7 +170,7 @@ def test_a_text_that_adds_is_let_through(sql: str) -> None:
 def test_what_contracts_would_be_refused_as_an_expansion(database: Engine, move: Move) -> None:
     move(EXPANDED)
     with statements(database) as run:
-        move(NEWEST)
+        move("0005")
     assert "it adds a trigger or a rule" in narrowing(others(run))
 
 
@@ -215,18 +215,18 @@ def test_what_expands_behind_one_that_contracts_waits_with_it(
     move("0002")
     folder = Path(schema.__file__).parent / "migrations"
     shutil.copytree(folder, tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
-    for revision, before, phase in (("0006", NEWEST, "expand"), ("0007", "0006", "contract")):
+    for revision, before, phase in (("0007", NEWEST, "expand"), ("0008", "0007", "contract")):
         path = tmp_path / "migrations" / "versions" / f"{revision}.py"
         path.write_text(LATER.format(revision=revision, before=before, phase=phase))
     monkeypatch.setattr(schema, "__file__", str(tmp_path / "schema.py"))
 
-    assert migrate(database) == [*WAITING, "0006", "0007"]
+    assert migrate(database) == [*WAITING, "0007", "0008"]
     assert version(database) == EXPANDED
     bring_to(database, NEWEST)
-    assert migrate(database) == ["0007"]
-    assert (version(database), "t0006" in contents(database)) == ("0006", True)
+    assert migrate(database) == ["0008"]
+    assert (version(database), "t0007" in contents(database)) == ("0007", True)
     assert migrate(database, contract=True) == []
-    assert version(database) == "0007"
+    assert version(database) == "0008"
 
 
 @contextmanager
@@ -280,7 +280,7 @@ def test_two_processes_that_migrate_at_once_come_to_the_same_end(database: Engin
     for process in processes:
         out, err = process.communicate()
         assert (process.returncode, err) == (0, "")
-        assert out.startswith("the schema is ready for this version; 0005 ")
+        assert out.startswith("the schema is ready for this version; 0005, 0006 ")
     assert version(database) == EXPANDED
 
 
@@ -292,7 +292,7 @@ def valid_indexes(engine: Engine) -> set[str]:
         return INDEXES & set(connection.scalars(schema.VALID_INDEXES))
 
 
-@pytest.mark.parametrize("start", ["", "0002", "0005"])
+@pytest.mark.parametrize("start", ["", "0002", NEWEST])
 def test_declared_indexes_are_there_whoever_came_before(database: Engine, move: Move, start: str) -> None:
     """At the newest version they lack where a process died after the last migration and before it had built them."""
     if start:
@@ -316,7 +316,7 @@ def test_an_index_that_was_not_finished_is_built_anew(database: Engine, move: Mo
 
 
 def test_two_that_build_indexes_at_once_wait_for_one_another(database: Engine, move: Move) -> None:
-    move("0005")
+    move(NEWEST)
     with ThreadPoolExecutor(2) as threads:
         for built in [threads.submit(migrate, database) for _ in range(2)]:
             assert built.result() == []
@@ -325,7 +325,7 @@ def test_two_that_build_indexes_at_once_wait_for_one_another(database: Engine, m
 
 def test_an_index_is_built_beside_those_who_write(database: Engine, move: Move) -> None:
     """Whoever has written and not yet committed is waited for, and nobody waits for the index."""
-    move("0005")
+    move(NEWEST)
     with ThreadPoolExecutor(1) as threads, database.connect() as writer:
         writer.execute(WITHOUT_HASTE)
         writer.execute(text("INSERT INTO workers (id, lease_until) VALUES ('w', now())"))
@@ -341,12 +341,12 @@ def test_an_index_is_built_beside_those_who_write(database: Engine, move: Move) 
     assert valid_indexes(database) == INDEXES
 
 
-@pytest.mark.parametrize("version", ["0004", "0005"])
+@pytest.mark.parametrize("version", ["0004", "0006"])
 def test_the_sums_are_made_beside_those_who_spend(database: Engine, move: Move, version: str) -> None:
     move("0002")
     for _ in range(3):
         old_code.settle(database, old_code.intend(database, old_code.run_job(database)), 300)
-    move("0003" if version == "0004" else "0004")
+    move("0003" if version == "0004" else "0005")
     runs = [rows.running_job(database) for _ in range(4)]
     stop = Event()
 
@@ -366,7 +366,7 @@ def test_the_sums_are_made_beside_those_who_spend(database: Engine, move: Move, 
     with ThreadPoolExecutor(4) as threads:
         spending = [threads.submit(spend, job) for job in runs[:3]]
         eventually(lambda: len(contents(database)["ledger"]) > 30)
-        migrate(database, contract=version == "0005")
+        migrate(database, contract=version == "0006")
         done = len(contents(database)["ledger"])
         eventually(lambda: len(contents(database)["ledger"]) > done + 10)
         stop.set()

@@ -23,8 +23,8 @@ ALTER TABLE ledger
     ADD COLUMN reasoning_tokens bigint NOT NULL DEFAULT 0,
     ADD COLUMN max_tokens integer,
     ADD COLUMN over_soft_limit boolean NOT NULL DEFAULT false,
-    ADD COLUMN upper_bound_tokens bigint CHECK (upper_bound_tokens >= 0),
-    ADD COLUMN outcome text CHECK (outcome IN ('not_sent', 'refused', 'answered', 'unknown'));
+    ADD COLUMN upper_bound_tokens bigint,
+    ADD COLUMN outcome text;
 
 COMMENT ON COLUMN ledger.upper_bound_tokens IS 'NULL: written by a version that held nothing of a budget';
 COMMENT ON COLUMN ledger.outcome IS 'what came of the call; NULL while it is open';

@@ -1,4 +1,4 @@
-"""What code from before 0003 did beside it: closed rows can no longer be changed, and its calls are booked."""
+"""What code from before 0003 did: from here on closed rows cannot be changed, and every row says what it may say."""
 
 from pathlib import Path
 
@@ -10,14 +10,13 @@ phase = "contract"
 
 
 def upgrade() -> None:
-    """Add triggers, and once more what was spent; the statements stand beside this file and that of 0004."""
-    here = Path(__file__)
-    op.execute(here.with_suffix(".sql").read_text())
-    op.execute(here.with_name("0004_spending.sql").read_text())
+    """Add triggers, and constraints for new rows; the statements stand beside this file."""
+    op.execute(Path(__file__).with_suffix(".sql").read_text())
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.execute("ALTER TABLE ledger DROP CONSTRAINT ledger_upper_bound_tokens_check, DROP CONSTRAINT ledger_outcome_check")
     op.execute("DROP TRIGGER ledger_is_append_only ON ledger")
     op.execute("DROP TRIGGER ledger_corrections_are_append_only ON ledger_corrections")
     op.execute("DROP FUNCTION refuse_change")

@@ -7,3 +7,8 @@ CREATE TRIGGER ledger_is_append_only BEFORE UPDATE OR DELETE ON ledger
     FOR EACH ROW WHEN (OLD.state <> 'intent') EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER ledger_corrections_are_append_only BEFORE UPDATE OR DELETE ON ledger_corrections
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- NOT VALID: older rows are looked at by 0006, which locks nobody out.
+ALTER TABLE ledger
+    ADD CONSTRAINT ledger_upper_bound_tokens_check CHECK (upper_bound_tokens >= 0) NOT VALID,
+    ADD CONSTRAINT ledger_outcome_check CHECK (outcome IN ('not_sent', 'refused', 'answered', 'unknown')) NOT VALID;
