@@ -559,6 +559,28 @@ def raised(state: str | None) -> Exception:
     return DBAPIError.instance("SELECT 1", {}, kind("it says why\nand more"), psycopg.Error)
 
 
+def test_a_table_that_somebody_holds_is_told_to_be_held(engine: Engine) -> None:
+    with engine.connect() as holder, engine.connect() as waiter:
+        holder.execute(text("LOCK TABLE budgets"))
+        waiter.execute(text("SET LOCAL lock_timeout = '10ms'"))
+        with pytest.raises(DBAPIError) as held:
+            waiter.execute(text("SELECT * FROM budgets"))
+    assert (database_trouble(held.value) or "").startswith("Postgres: others hold what this needs")
+
+
+def test_a_transaction_that_waited_too_long_for_its_next_statement_is_told(engine: Engine) -> None:
+    onlooker = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with onlooker.connect() as other, engine.connect() as idle:
+        pid = idle.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        idle.execute(text("SET LOCAL idle_in_transaction_session_timeout = '1ms'"))
+        until = time.monotonic() + 10
+        while other.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}):
+            assert time.monotonic() < until
+        with pytest.raises(DBAPIError) as ended:
+            idle.execute(text("SELECT 1"))
+    assert (database_trouble(ended.value) or "").startswith("Postgres: it was ended since it took too long")
+
+
 def test_tables_that_are_older_than_the_code_are_told_with_the_cure(penstock: Penstock, engine: Engine) -> None:
     run(engine, "ALTER TABLE budgets RENAME COLUMN on_exhausted TO since_renamed")
     try:

@@ -80,6 +80,9 @@ def read_export(path: Path) -> Iterator[BilledCall]:
         raise InvalidRequestError(path.name, f"it cannot be read: {reason}", "mend that") from error
     except json.JSONDecodeError as error:
         raise InvalidRequestError(path.name, f"it is no JSON: {error}", "mend that") from error
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        reason = "it is no JSON that can be read: a number is too long, or lists are nested too deeply"
+        raise InvalidRequestError(path.name, reason, CURE) from error
 
 
 def _billed(path: Path, number: int, content: Any) -> BilledCall:

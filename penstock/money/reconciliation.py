@@ -10,15 +10,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DataError
 
 from penstock.errors import InvalidRequestError
 from penstock.money import spending
-from penstock.schemas import TOKEN_CLASSES, NanoDollars, Usage
+from penstock.schemas import TOKEN_CLASSES, NanoDollars, Usage, dollars
 
 LINES_A_STATEMENT = 5_000
+MOST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -172,22 +175,13 @@ def reconcile(connection: Connection, lines: Iterable[BilledCall], complete: Com
     """Correct the ledger by an export, in the caller's transaction; a second time it changes nothing.
 
     `still_unknown` counts those of its beginning, less what it found out. Raises InvalidRequestError for a claim that
-    cannot be true: of an account that never was called, of the future, or of no time at all.
+    cannot be true (of an account that never was called, of the future, or of no time at all), and for amounts that
+    nobody can have been billed.
     """
     if complete is not None:
         _check(connection, complete)
     unknown = connection.execute(UNKNOWN).scalar_one()  # before any row is locked
-    connection.execute(CREATE)
-    left = iter(lines)
-    while chunk := [_row(line) for line in islice(left, LINES_A_STATEMENT)]:
-        connection.execute(LOAD, {"rows": json.dumps(chunk)})
-    connection.execute(ANALYZE)
-    window = {
-        "account": complete and complete.account,
-        "since": complete and complete.since,
-        "until": complete and complete.until,
-    }
-    row = connection.execute(CORRECT, window).one()
+    row = _correct(connection, lines, complete)
     return Reconciliation(
         lines=row.lines,
         matched=row.matched,
@@ -201,6 +195,27 @@ def reconcile(connection: Connection, lines: Iterable[BilledCall], complete: Com
         change_nanodollars=row.change_nanodollars,
         still_unknown=unknown - row.no_longer_unknown,
     )
+
+
+def _correct(connection: Connection, lines: Iterable[BilledCall], complete: Complete | None) -> Any:
+    window = {
+        "account": complete and complete.account,
+        "since": complete and complete.since,
+        "until": complete and complete.until,
+    }
+    left = iter(lines)
+    try:
+        connection.execute(CREATE)
+        while chunk := [_row(line) for line in islice(left, LINES_A_STATEMENT)]:
+            connection.execute(LOAD, {"rows": json.dumps(chunk)})
+        connection.execute(ANALYZE)
+        return connection.execute(CORRECT, window).one()
+    except DataError as error:
+        raise InvalidRequestError(
+            "export",
+            f"its lines come to more than the ledger can keep, {dollars(MOST)}",
+            "look for an amount that is written in another unit",
+        ) from error
 
 
 def _check(connection: Connection, complete: Complete) -> None:

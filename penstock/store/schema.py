@@ -14,13 +14,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 MIGRATION_LOCK = 7_302_001
 INDEX_LOCK = 7_302_002
 CONTRACT = "contract"
-LOCK_NOT_AVAILABLE = "55P03"
 LOCK_TIMEOUT_MS = 250
 PAUSE_S = 0.5
 PATIENCE_S = 60.0
@@ -29,6 +29,14 @@ VALID_INDEXES = text("""
     SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
     WHERE relnamespace = current_schema()::regnamespace AND indisvalid
 """)
+OLDEST = text("""
+    SELECT format('process %s (%s, %s) has had a transaction open since %s',
+        pid, usename, state, xact_start::timestamptz(0))
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+        AND xact_start < now()
+    ORDER BY xact_start LIMIT 1
+""")
 
 
 def migrate(engine: Engine, *, contract: bool = False) -> list[str]:
@@ -36,7 +44,7 @@ def migrate(engine: Engine, *, contract: bool = False) -> list[str]:
 
     Several processes may try at once. An empty database has no older code beside it, and gets all of them. A migration
     that cannot have its tables at once steps back and comes again: whoever uses them waits for it a moment at most.
-    Raises OperationalError when it could not have them for a minute.
+    After a minute it raises OperationalError (55P03), which says who was in the way.
     """
     gives_up_at = time.monotonic() + PATIENCE_S
     while True:
@@ -44,14 +52,26 @@ def migrate(engine: Engine, *, contract: bool = False) -> list[str]:
             with engine.begin() as connection:
                 goes_on, waiting = _step(connection, contract=contract)
         except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE or time.monotonic() > gives_up_at:
+            if not isinstance(error.orig, LockNotAvailable):
                 raise
+            if time.monotonic() > gives_up_at:
+                raise OperationalError(error.statement, None, _explained(engine), hide_parameters=True) from error
             time.sleep(PAUSE_S)
         else:
             if not goes_on:
                 _build_indexes(engine)
                 return waiting
             gives_up_at = time.monotonic() + PATIENCE_S
+
+
+def _explained(engine: Engine) -> LockNotAvailable:
+    """Say what was waited for in vain, who is likely to be in the way, and what to do."""
+    with engine.connect() as connection:
+        oldest = connection.scalar(OLDEST) or "nobody has a transaction open any more"
+    return LockNotAvailable(
+        f"the migration could not lock what it changes for {PATIENCE_S:g} s: {oldest}; what was migrated so far stays: "
+        "let that transaction end, or end it, and migrate again"
+    )
 
 
 def _step(connection: Connection, *, contract: bool) -> tuple[bool, list[str]]:
@@ -91,12 +111,12 @@ def _build_indexes(engine: Engine) -> None:
     Who waits for another process to build them holds no snapshot meanwhile: the other would wait for that.
     """
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        while missing := _missing_indexes(connection):
+        while _missing_indexes(connection):
             if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": INDEX_LOCK}):
                 time.sleep(PAUSE_S)
                 continue
             try:
-                for name, definition in missing.items():
+                for name, definition in _missing_indexes(connection).items():
                     connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
                     connection.execute(text(f"CREATE INDEX CONCURRENTLY {name} ON {definition}"))
             finally:

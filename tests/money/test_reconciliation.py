@@ -291,6 +291,20 @@ def test_a_late_answer_and_an_export_do_not_count_twice(engine: Engine) -> None:
     assert (total(engine), month(engine)["settled_nanodollars"]) == (400, 400)
 
 
+@pytest.mark.parametrize("where", ["two calls", "one call", "no call"])
+def test_amounts_that_cannot_be_kept_are_refused_and_change_nothing(engine: Engine, where: str) -> None:
+    ours = [call(engine, None), call(engine, None)]
+    named = {"two calls": (ours[0], ours[1]), "one call": (ours[0], ours[0]), "no call": (None, None)}
+    before = rows.everything(engine)
+    with pytest.raises(InvalidRequestError) as refusal:
+        run(engine, *(BilledCall(call_id, 2**63 - 1) for call_id in named[where]))
+    assert str(refusal.value) == (
+        "export: its lines come to more than the ledger can keep, $9,223,372,036.854775807; "
+        "look for an amount that is written in another unit"
+    )
+    assert rows.everything(engine) == before
+
+
 CALL = "0a7f8f0e-1f0a-4a53-9d0e-3f6a1d0c9b11"
 
 
@@ -327,6 +341,9 @@ def test_a_line_that_is_not_of_ours_has_no_call(tmp_path: Path) -> None:
         ("a.jsonl", "{}\n", "line 1: a line has either"),
         ("a.jsonl", "[]\n", "line 1"),
         ("a.jsonl", "{\n", "it is no JSON"),
+        ("a.jsonl", f'{{"nanodollars": 1{"0" * 5000}}}\n', "it is no JSON that can be read"),
+        ("a.jsonl", '{"dollars": 1e99999999999999999999}\n', "it is no JSON that can be read"),
+        ("a.json", "[" * 100_000, "it is no JSON that can be read"),
         ("a.json", "17", "line 1"),
         ("a.csv", "call_id,nanodollars\n\x80,1\n".encode("latin-1"), "cannot be read"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from penstock.jobs.execution import ClaimedJob
 from penstock.money import ledger
@@ -372,3 +373,56 @@ def test_the_sums_are_made_beside_those_who_spend(database: Engine, move: Move, 
         stop.set()
         assert sum(each.result() for each in spending) > 40
     assert_balanced(database)
+
+
+def test_what_is_booked_is_the_last_that_a_migration_does(database: Engine, move: Move) -> None:
+    """What it books is locked until its end: nothing that reads a large table comes behind it."""
+    move("0005")
+    with statements(database) as run:
+        move("0006")
+    assert others(run).rindex("VALIDATE CONSTRAINT") < others(run).index("INSERT INTO spending")
+
+
+def test_an_index_that_another_process_has_just_built_is_left_alone(
+    database: Engine, move: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move(NEWEST)
+    find = schema._missing_indexes
+    built: list[bool] = []
+
+    def find_and_be_overtaken(connection: Connection) -> dict[str, str]:
+        found = find(connection)
+        if not built:
+            built.append(True)
+            migrate(database)
+        return found
+
+    monkeypatch.setattr(schema, "_missing_indexes", find_and_be_overtaken)
+    with statements(database) as run:
+        migrate(database)
+    assert others(run).count("CREATE INDEX CONCURRENTLY") == len(INDEXES)
+    assert valid_indexes(database) == INDEXES
+
+
+def test_who_cannot_have_its_locks_says_who_is_in_the_way_and_changes_nothing(
+    database: Engine, move: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("0002")
+    monkeypatch.setattr(schema, "PATIENCE_S", 0.3)
+    before = describe(database)
+    with database.connect() as reader:
+        reader.execute(WITHOUT_HASTE)
+        reader.execute(text("SELECT FROM attempts"))
+        pid = reader.scalar(text("SELECT pg_backend_pid()"))
+        with pytest.raises(OperationalError) as caught:
+            migrate(database)
+        reader.rollback()
+    assert getattr(caught.value.orig, "sqlstate", None) == "55P03"
+    assert re.fullmatch(
+        rf"the migration could not lock what it changes for 0.3 s: process {pid} \(\w+, idle in transaction\) has had "
+        r"a transaction open since [-\d]+ [:\d]+[+]\S+; what was migrated so far stays: let that transaction end, or "
+        r"end it, and migrate again",
+        str(caught.value.orig),
+    )
+    assert (version(database), describe(database)) == ("0002", before)
+    assert migrate(database) == WAITING

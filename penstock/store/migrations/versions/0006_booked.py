@@ -10,10 +10,13 @@ phase = "contract"
 
 
 def upgrade() -> None:
-    """Add up once more what was spent, by the statement of 0004, and look at the rows from before the constraints."""
-    op.execute(Path(__file__).with_name("0004_spending.sql").read_text())
+    """Look at the rows from before the constraints, then add up once more what was spent, by the statement of 0004.
+
+    In this order: what is booked is locked until the end.
+    """
     op.execute("ALTER TABLE ledger VALIDATE CONSTRAINT ledger_upper_bound_tokens_check")
     op.execute("ALTER TABLE ledger VALIDATE CONSTRAINT ledger_outcome_check")
+    op.execute(Path(__file__).with_name("0004_spending.sql").read_text())
 
 
 def downgrade() -> None:
