@@ -520,7 +520,7 @@ def test_a_time_without_an_offset_is_utc(monkeypatch: pytest.MonkeyPatch, zone: 
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("55P03", "Postgres: others hold what this needs, a migration perhaps; this step changed nothing, try again"),
+        ("55P03", "Postgres: others hold what this needs: it says why; this step changed nothing, try again"),
         ("40P01", "Postgres: others held what this needed while they waited for it; this step changed nothing, try"),
         ("42703", "Postgres: its tables are older than this code; run `penstock migrate`"),
         ("42P01", "Postgres: Penstock's tables are not there; run `penstock migrate`"),

@@ -21,7 +21,7 @@ TROUBLES = {
     "42P01": "Penstock's tables are not there; run `penstock migrate`",
     "42703": "its tables are older than this code; run `penstock migrate`",
     "42501": "{reason}; connect as the owner of the tables, see docs/isolation.md",
-    "55P03": "others hold what this needs, a migration perhaps; this step changed nothing, try again",
+    "55P03": "others hold what this needs: {reason}; this step changed nothing, try again",
     "40P01": "others held what this needed while they waited for it; this step changed nothing, try again",
     "25P03": "it was ended since it took too long between two statements; this step changed nothing, try again",
     "53300": "it has no connection left; try again, or raise max_connections",

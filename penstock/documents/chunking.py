@@ -10,6 +10,7 @@ from math import ceil
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.extractive.sentences import split_sentences
 
@@ -141,13 +142,13 @@ class _Outline:
 def _outline(text: str) -> _Outline:
     outline = _Outline()
     fence, held_above = "", False
-    for line, following in pairwise([*_lines(text), _Line(len(text), "", after_blank=True)]):
+    for line, following in pairwise(chain(_lines(text), (_Line(len(text), "", after_blank=True),))):
         if (mark := _FENCE.match(line.words)) and fence in {"", mark[0]}:
             fence = "" if fence else mark[0]
-        stands_alone = line.after_blank and following.after_blank and len(line.words) <= _MOST_HEADING_CHARACTERS
-        is_heading = not fence and (
-            line.underlined or _is_marked(line.words) or (stands_alone and _is_title(line.words))
-        )
+        is_short = len(line.words) <= _MOST_HEADING_CHARACTERS
+        stands_alone = is_short and line.after_blank and following.after_blank
+        is_marked = line.underlined or _MARKED.match(line.words) is not None
+        is_heading = not fence and ((is_short and is_marked) or (stands_alone and _is_title(line.words)))
         if is_heading:
             outline.headings.append(line.begin)
             outline.titles.append(_MARKED.sub("", line.words).rstrip("# ") or line.words)
@@ -157,24 +158,23 @@ def _outline(text: str) -> _Outline:
     return outline
 
 
-def _lines(text: str) -> list[_Line]:
-    lines: list[_Line] = []
+def _lines(text: str) -> Iterator[_Line]:
+    line = None
     end = 0
     for match in _LINE.finditer(text):
         gap = text[end : match.start()]
         begin = end + max(gap.rfind("\n"), gap.rfind("\r")) + 1
-        after_blank = not lines or gap.count("\n") + gap.count("\r") - gap.count("\r\n") > 1
+        after_blank = line is None or gap.count("\n") + gap.count("\r") - gap.count("\r\n") > 1
         words = match[0].rstrip()
         end = match.end()
-        if not after_blank and lines[-1].after_blank and _UNDERLINE.fullmatch(words):
-            lines[-1] = lines[-1]._replace(underlined=True)
-        else:
-            lines.append(_Line(begin, words, after_blank))
-    return lines
-
-
-def _is_marked(words: str) -> bool:
-    return words[0] == "#" and len(words) <= _MOST_HEADING_CHARACTERS and _MARKED.match(words) is not None
+        if line and line.after_blank and not after_blank and _UNDERLINE.fullmatch(words):
+            line = line._replace(underlined=True)
+            continue
+        if line:
+            yield line
+        line = _Line(begin, words, after_blank)
+    if line:
+        yield line
 
 
 def _is_title(words: str) -> bool:
@@ -187,8 +187,8 @@ def _is_title(words: str) -> bool:
 class _Estimate:
     """About how many tokens stand before each offset: counted at some, interpolated between them."""
 
-    offsets: Sequence[int]
-    tokens: Sequence[int]
+    offsets: NDArray[np.float64]
+    tokens: NDArray[np.float64]
 
     def before(self, offset: int) -> float:
         return float(np.interp(offset, self.offsets, self.tokens))
@@ -201,7 +201,7 @@ def _estimate(text: str, most_tokens: int, count: Callable[[str], int]) -> _Esti
     block = max(_LEAST_BLOCK, most_tokens // 2)
     starts = range(0, len(text), block)
     tokens = accumulate((count(text[start : start + block]) for start in starts), initial=0)
-    return _Estimate([*starts, len(text)], list(tokens))
+    return _Estimate(np.array([*starts, len(text)], np.float64), np.array([*tokens], np.float64))
 
 
 @dataclass(frozen=True)

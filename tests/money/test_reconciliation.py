@@ -148,9 +148,10 @@ def test_tokens_told_after_a_late_answer_correct_it_and_take_no_bound_away_again
     assert_balanced(engine)
 
 
-def test_an_answer_that_comes_after_the_bill_changes_nothing(engine: Engine) -> None:
+@pytest.mark.parametrize("is_billed", [True, False])
+def test_an_answer_that_comes_after_the_bill_changes_nothing(engine: Engine, *, is_billed: bool) -> None:
     unknown = call(engine, None)
-    run(engine, BilledCall(unknown, 400))
+    run(engine, *([BilledCall(unknown, 400)] if is_billed else []), complete=around_now())
     before = rows.everything(engine)["ledger_corrections"], month(engine)
     with engine.begin() as connection:
         ledger.settle(connection, [Settlement(unknown, CallOutcome.ANSWERED, 300, USED)])
