@@ -69,7 +69,7 @@ def full(jobs: int, seed: int) -> Plan:
 
 
 def short(jobs: int, seed: int) -> Plan:
-    """Give the form for CI."""
+    """Give the form for CI; of its some twenty recoveries the p95 is all but the longest, and its bound is wide."""
     return Plan(
         jobs=jobs,
         calm_jobs=60,
@@ -82,7 +82,7 @@ def short(jobs: int, seed: int) -> Plan:
         timeout_s=3.0,
         latency_ms=300.0,
         pause_s=(0.3, 0.9),
-        recovered_within_s=18.0,
+        recovered_within_s=30.0,
         patience_s=60.0,
         open_call_s=5.0,
         peer_jobs=jobs,
