@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,3 +158,37 @@ def test_importing_prompts_does_not_import_the_schema_library() -> None:
     program = "import sys, penstock.prompts; print('jsonschema' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"
+
+
+SCHEMAS: list[tuple[dict[str, Any], bool]] = [
+    ({}, False),
+    ({"type": "object", "title": "t", "properties": {"other": {"minLength": 3}}, "required": ["other"]}, False),
+    ({"$defs": {"document": {"maxLength": 1}}, "properties": {"other": {"$ref": "#/$defs/document"}}}, False),
+    ({"properties": {"document": {"minLength": 3}}}, True),
+    ({"required": ["document"]}, True),
+    ({"additionalProperties": False, "properties": {"other": {}}}, True),
+    ({"patternProperties": {"^d": {"maxLength": 1}}}, True),
+    ({"propertyNames": {"maxLength": 5}}, True),
+    ({"maxProperties": 1}, True),
+    ({"not": {"required": ["document"]}}, True),
+    ({"$ref": "#/$defs/all", "$defs": {"all": {"required": ["document"]}}}, True),
+]
+
+
+@pytest.mark.parametrize(("schema", "concerned"), SCHEMAS)
+@pytest.mark.parametrize("other", ["", "of some length"])
+def test_a_property_that_a_schema_does_not_speak_of_plays_no_part(
+    schema: dict[str, Any], other: str, *, concerned: bool
+) -> None:
+    judge = JsonSchema(schema)
+    assert judge.concerns("document") is concerned
+    if not concerned:
+        verdicts = [judge.violation({"other": other, "document": document}) for document in ("", "A long document.")]
+        assert verdicts == [judge.violation_of((("other", other),))] * 2
+
+
+def test_requests_with_the_same_variables_are_judged_once() -> None:
+    judge = JsonSchema({"properties": {"other": {"minLength": 3}}})
+    found = [judge.violation_of((("other", other),)) for other in ("ab", "abc", "ab", "abc")]
+    assert [violation is None for violation in found] == [False, True, False, True]
+    assert found[0] is found[2]

@@ -142,12 +142,19 @@ SETTLE = text(f"""
         FROM given, taken
         WHERE ledger.call_id = given.call_id AND taken.call_id = given.call_id AND ledger.state = 'intent'
         RETURNING ledger.*
+    ), so_far AS (
+        SELECT call_id, count(later.number)::integer AS number, coalesce(bool_or(has_usage), false) AS has_usage,
+            coalesce(bool_or(source = 'late_answer'), false) AS is_answered,
+            taken.nanodollars + coalesce(sum(later.nanodollars), 0) AS nanodollars
+        FROM taken LEFT JOIN ledger_corrections AS later USING (call_id)
+        WHERE taken.state = 'unknown' GROUP BY call_id, taken.nanodollars
     ), corrected AS (
         INSERT INTO ledger_corrections (call_id, number, source, nanodollars, input_tokens, cached_input_tokens,
             cache_write_tokens, output_tokens, reasoning_tokens)
-        SELECT call_id, 1, 'late_answer', given.nanodollars - taken.nanodollars, given.input_tokens,
+        SELECT call_id, so_far.number + 1, 'late_answer', given.nanodollars - so_far.nanodollars, given.input_tokens,
             given.cached_input_tokens, given.cache_write_tokens, given.output_tokens, given.reasoning_tokens
-        FROM given JOIN taken USING (call_id) WHERE taken.state = 'unknown' AND given.nanodollars IS NOT NULL
+        FROM given JOIN so_far USING (call_id)
+        WHERE given.nanodollars IS NOT NULL AND (so_far.number = 0 OR (so_far.nanodollars = 0 AND NOT is_answered))
         ON CONFLICT DO NOTHING
         RETURNING *
     ), moved AS (
@@ -158,8 +165,9 @@ SETTLE = text(f"""
         UNION ALL
         SELECT taken.tenant, taken.project, taken.intended_at, corrected.nanodollars,
             corrected.input_tokens + corrected.cached_input_tokens + corrected.cache_write_tokens
-                + corrected.output_tokens + corrected.reasoning_tokens - coalesce(taken.upper_bound_tokens, 0), 0, 0
-        FROM corrected JOIN taken USING (call_id)
+                + corrected.output_tokens + corrected.reasoning_tokens
+                - (NOT so_far.has_usage)::integer * coalesce(taken.upper_bound_tokens, 0), 0, 0
+        FROM corrected JOIN taken USING (call_id) JOIN so_far USING (call_id)
     ), {spending.MOVE}, unpurged AS (
         SELECT id FROM jobs WHERE id IN (SELECT job_id FROM taken) AND purged_at IS NULL AND kept_until IS NULL
         ORDER BY id FOR KEY SHARE
@@ -281,7 +289,8 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> list[tu
     """State what calls came to and keep their answers, in one transaction; a repeat changes nothing.
 
     Of several settlements of one call the first that knows the truth counts; one that comes when the row was closed as
-    unknown is a correction. Gives the soft limits that they passed together, each with a settlement of its owner.
+    unknown is a correction, unless a provider's export has told what the call came to, and that was not nothing.
+    Gives the soft limits that they passed together, each with a settlement of its owner.
     """
     doubts_last = sorted(settlements, key=lambda settlement: settlement.nanodollars is None)
     first = {settlement.call_id: settlement for settlement in reversed(doubts_last)}

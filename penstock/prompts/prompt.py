@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 from penstock.errors import InvalidRequestError, OutputInvalidError
@@ -147,8 +148,14 @@ class Prompt:
                 reason = f"is not taken by {self.reference.id} {self.reference.version}"
                 raise InvalidRequestError(_field(name), reason, f"leave it out; the prompt takes: {takes}")
 
+    @cached_property
+    def _judged(self) -> tuple[str, ...]:
+        return tuple(name for name in self.variables if self.input is not None and self.input.concerns(name))
+
     def _refuse_by_schema(self, values: Mapping[str, str]) -> None:
-        violation = self.input.violation(dict(values)) if self.input else None
+        if self.input is None:
+            return
+        violation = self.input.violation_of(tuple((name, values[name]) for name in self._judged))
         if violation:
             name = str(violation.path[0]) if violation.path else ""
             description = self.variables[name].description if name in self.variables else ""

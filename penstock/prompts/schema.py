@@ -1,13 +1,16 @@
 """JSON read strictly, and JSON Schema 2020-12 over it. It must not quote a value that it judged."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import Any, NoReturn
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+BY_NAME = frozenset({"$comment", "$defs", "$id", "$schema", "description", "properties", "required", "title", "type"})
+"""A schema of these keywords alone says nothing of properties that it does not name."""
+KEPT_VERDICTS = 256
 _RULE_LENGTH = 120
 
 
@@ -60,6 +63,16 @@ class JsonSchema:
             return None
         path = (step if isinstance(step, int) or step in self._names else None for step in error.absolute_path)
         return Violation(tuple(path), f"{error.validator} = {canonical_json(error.validator_value)[:_RULE_LENGTH]}")
+
+    def concerns(self, name: str) -> bool:
+        """Tell whether a property can matter for the verdict on an object; where it is hard to tell, it can."""
+        named = {*self.document.get("properties", ()), *self.document.get("required", ())}
+        return name in named or not self.document.keys() <= BY_NAME
+
+    @cached_property
+    def violation_of(self) -> Callable[[tuple[tuple[str, str], ...]], Violation | None]:
+        """Judge an object of strings, given as its items; many requests share the same few values."""
+        return lru_cache(maxsize=KEPT_VERDICTS)(lambda items: self.violation(dict(items)))
 
     def _refuse_invalid(self) -> None:
         try:

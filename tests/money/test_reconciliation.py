@@ -148,10 +148,21 @@ def test_tokens_told_after_a_late_answer_correct_it_and_take_no_bound_away_again
     assert_balanced(engine)
 
 
-@pytest.mark.parametrize("is_billed", [True, False])
-def test_an_answer_that_comes_after_the_bill_changes_nothing(engine: Engine, *, is_billed: bool) -> None:
+def test_an_answer_to_what_was_said_not_to_be_billed_counts_after_all(engine: Engine) -> None:
     unknown = call(engine, None)
-    run(engine, *([BilledCall(unknown, 400)] if is_billed else []), complete=around_now())
+    assert run(engine, complete=around_now()).not_billed == 1
+    for _ in range(2):
+        with engine.begin() as connection:
+            ledger.settle(connection, [Settlement(unknown, CallOutcome.ANSWERED, 300, USED)])
+        assert (total(engine), month(engine)["settled_tokens"], bound_tokens(engine)) == (300, 150, 0)
+        assert_balanced(engine)
+    again = run(engine, complete=around_now())
+    assert (again.corrected, again.answered_not_billed) == (0, 1)
+
+
+def test_an_answer_that_comes_after_the_bill_changes_nothing(engine: Engine) -> None:
+    unknown = call(engine, None)
+    run(engine, BilledCall(unknown, 400), complete=around_now())
     before = rows.everything(engine)["ledger_corrections"], month(engine)
     with engine.begin() as connection:
         ledger.settle(connection, [Settlement(unknown, CallOutcome.ANSWERED, 300, USED)])
