@@ -9,14 +9,14 @@ print(client.wait(job_id, timeout_s=120).result)
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from penstock.client.accounts import Accounts
 from penstock.client.aftercare import Aftercare
@@ -36,7 +36,7 @@ from penstock.intake import Intake
 from penstock.jobs import queries, retention
 from penstock.jobs.queries import Attempt, Filter
 from penstock.jobs.release import Release
-from penstock.jobs.submission import Accepted, NewJob, submit
+from penstock.jobs.submission import Accepted, NewJob, copy, submit
 from penstock.schemas import Job, JobState, Lane, OnUnavailable
 from penstock.settings import Settings, default_settings
 from penstock.store.db import sync_engine
@@ -49,8 +49,13 @@ __all__ = ["Client"]
 
 FIRST_POLL_S = 0.02
 SLOWEST_POLL_S = 0.5
-ROWS_A_STATEMENT = 500
+ROWS_A_STATEMENT = 1000
 CHARACTERS_A_STATEMENT = 16_000_000
+SECONDS_A_STATEMENT = 5.0
+COPY_FROM = 100
+"""From how many rows on COPY is worth its round trips."""
+SLOW_READER = text("SET LOCAL idle_in_transaction_session_timeout = '2min'")
+"""A document may take a parser longer than a transaction may idle elsewhere."""
 
 
 class Client(Accounts, Aftercare):
@@ -120,25 +125,45 @@ class Client(Accounts, Aftercare):
             "on_unavailable": on_unavailable,
             "metadata": {} if metadata is None else metadata,
         }
-        return self._submit([self._accept(fields)], connection)[0]
+        return self._accepted([self._accept(fields)], connection)[0]
 
     def submit_many(self, requests: Iterable[Mapping[str, Any]], *, connection: Connection | None = None) -> list[UUID]:
         """Accept many jobs, each given as a mapping of the fields of `submit`: all of them, or none.
 
-        The InvalidRequestError of a refused one says which by its number, from 0, as in `requests[3].tenant`; an
-        IdempotencyConflictError says which by its key.
+        Each is checked while those before it are written, so that the requests may be an iterator of any length, of
+        which little is held at a time. The InvalidRequestError of a refused one says which by its number, from 0, as in
+        `requests[3].tenant`; an IdempotencyConflictError says which by its key.
         """
-        return self._submit([self._accept_nth(number, fields) for number, fields in enumerate(requests)], connection)
+        jobs = (self._accept_nth(number, fields) for number, fields in enumerate(requests))
+        return self._accepted(jobs, connection)
 
-    def _submit(self, jobs: list[NewJob], connection: Connection | None) -> list[UUID]:
-        if connection is not None:
-            with connection.begin_nested():
-                return [accepted.id for accepted in self._insert(connection, jobs, window=0)]
-        with self._engine.begin() as own:
-            accepted = self._insert(own, jobs, window=self._settings.interactive_window)
+    def _accepted(self, jobs: Iterable[NewJob], connection: Connection | None) -> list[UUID]:
+        return self._load(jobs) if connection is None else self._join(connection, jobs)
+
+    def _load(self, jobs: Iterable[NewJob]) -> list[UUID]:
+        """Write chunks in one transaction and another thread, one behind the other."""
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        ids: list[UUID] = []
+        released: list[Release] = []
+        writing: Future[None] | None = None
+        with self._engine.begin() as own, ThreadPoolExecutor(1, "penstock-submit") as writer:
+            for chunk in _chunks(jobs):
+                if writing is None:
+                    own.execute(SLOW_READER)
+                else:
+                    writing.result()
+                writing = writer.submit(self._write, own, chunk, ids, released)
+            if writing is not None:
+                writing.result()
         reach(Failpoint.PRODUCER_COMMITTED)
-        self._ring(jobs, accepted)
-        return [job.id for job in accepted]
+        self._doorbell.ring(released)
+        return ids
+
+    def _join(self, connection: Connection, jobs: Iterable[NewJob]) -> list[UUID]:
+        """Write within the caller's transaction; the feeder finds what it commits."""
+        with connection.begin_nested():
+            return [row.id for chunk in _chunks(jobs) for row in submit(connection, chunk, window=0)]
 
     def get(self, job_id: UUID | str) -> Job:
         """Look a job up; raise JobNotFoundError.
@@ -235,29 +260,37 @@ class Client(Accounts, Aftercare):
         except InvalidRequestError as error:
             raise type(error)(f"requests[{number}].{error.field}", error.reason, error.cure) from error
 
-    def _insert(self, connection: Connection, jobs: list[NewJob], *, window: int) -> list[Accepted]:
-        accepted: list[Accepted] = []
-        while len(accepted) < len(jobs):
-            accepted += submit(connection, _one_statement(jobs[len(accepted) :]), window=window)
-        return accepted
-
-    def _ring(self, jobs: list[NewJob], accepted: list[Accepted]) -> None:
-        """Send the messages of jobs that were born released; one that gets lost is sent again by the feeder."""
-        self._doorbell.ring(
-            Release(row.id, job.tenant, row.tier, row.lane, job.prompt, is_retry=False)
-            for job, row in zip(jobs, accepted, strict=True)
-            if row.created and row.state is JobState.RELEASED
-        )
+    def _write(self, connection: Connection, jobs: Sequence[NewJob], ids: list[UUID], released: list[Release]) -> None:
+        """Write a chunk; note the ids of what stands for its jobs, and what was born released."""
+        write = copy if len(jobs) >= COPY_FROM else submit
+        accepted = write(connection, jobs, window=self._settings.interactive_window)
+        ids += [row.id for row in accepted]
+        released += _born_released(jobs, accepted)
 
 
-def _one_statement(jobs: Sequence[NewJob]) -> Sequence[NewJob]:
-    """Take from the front what one statement can carry."""
-    characters = 0
-    for number, job in enumerate(jobs[:ROWS_A_STATEMENT]):
+def _born_released(jobs: Sequence[NewJob], accepted: Sequence[Accepted]) -> list[Release]:
+    """Give the messages to be sent; one that gets lost is sent again by the feeder."""
+    return [
+        Release(row.id, job.tenant, row.tier, row.lane, job.prompt, is_retry=False)
+        for job, row in zip(jobs, accepted, strict=True)
+        if row.created and row.state is JobState.RELEASED
+    ]
+
+
+def _chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
+    """Put together what one statement can carry, and what came within some seconds."""
+    chunk: list[NewJob] = []
+    characters, ends_at = 0, math.inf
+    for job in jobs:
+        if not chunk:
+            characters, ends_at = 0, time.monotonic() + SECONDS_A_STATEMENT
+        chunk.append(job)
         characters += len(job.document or "")
-        if number and characters > CHARACTERS_A_STATEMENT:
-            return jobs[:number]
-    return jobs[:ROWS_A_STATEMENT]
+        if len(chunk) == ROWS_A_STATEMENT or characters > CHARACTERS_A_STATEMENT or time.monotonic() > ends_at:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def succeeded(job: Job) -> Job:

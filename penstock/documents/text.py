@@ -16,7 +16,8 @@ def normalise(text: str) -> str:
     surrogates, which have no UTF-8 form, become U+FFFD. White space at both ends goes. Idempotent.
     """
     text = _LINE_BREAKS.sub("\n", text)
-    text = _LONE_SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
-    # After the controls are gone: a NUL between a letter and its accent would keep them from composing.
-    text = unicodedata.normalize("NFC", text)
+    text = _CONTROLS.sub("", text)
+    if not text.isascii():
+        # After the controls are gone: a NUL between a letter and its accent would keep them from composing.
+        text = unicodedata.normalize("NFC", _LONE_SURROGATES.sub("\ufffd", text))
     return _BLANK_LINES.sub("\n\n\n", text).strip()

@@ -1,7 +1,7 @@
 """Jobs become rows. It must not know how a request was checked, or that there is a broker."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -48,13 +48,21 @@ class Accepted:
     created: bool
 
 
-INSERT = text("""
+COLUMNS = """position integer, id uuid, tenant text, project text, prompt_id text, prompt_version text,
+    prompt_digest text, tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb,
+    document text, document_name text, metadata jsonb, idempotency_key text, content_digest text,
+    deadline timestamptz, on_unavailable text, fallback_tiers text[]"""
+
+STAGE = text(f"CREATE TEMPORARY TABLE IF NOT EXISTS submission ({COLUMNS}) ON COMMIT DELETE ROWS")
+UNSTAGE = text("TRUNCATE submission")
+COPY = "COPY submission FROM STDIN"
+
+FROM_JSON = f"SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row({COLUMNS})"  # noqa: S608
+FROM_STAGE = "SELECT * FROM submission"
+
+INSERT = """
     WITH given AS (
-        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
-            position integer, id uuid, tenant text, project text, prompt_id text, prompt_version text,
-            prompt_digest text, tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb,
-            document text, document_name text, metadata jsonb, idempotency_key text, content_digest text,
-            deadline timestamptz, on_unavailable text, fallback_tiers text[])
+        {given}
     ), outstanding AS (
         SELECT tenant, tier, count(*) AS jobs FROM jobs
         WHERE state IN ('released', 'running') AND (tenant, tier) IN (SELECT tenant, tier FROM given)
@@ -85,7 +93,9 @@ INSERT = text("""
         ON CONFLICT DO NOTHING
     )
     SELECT id, state, tier, lane FROM made
-""")
+"""
+INSERT_FROM_JSON = text(INSERT.replace("{given}", FROM_JSON))
+INSERT_FROM_STAGE = text(INSERT.replace("{given}", FROM_STAGE))
 
 FIND = text("""
     SELECT given.position, jobs.id, jobs.tenant, jobs.state, jobs.tier, jobs.lane, jobs.content_digest
@@ -105,7 +115,27 @@ def submit(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> li
     the caller rolls back.
     """
     rows = json.dumps([_row(position, job) for position, job in enumerate(jobs)])
-    made = {row.id: row for row in connection.execute(INSERT, {"rows": rows, "window": window})}
+    return _stand_for(jobs, connection, connection.execute(INSERT_FROM_JSON, {"rows": rows, "window": window}))
+
+
+def copy(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> list[Accepted]:
+    """Do what `submit` does, through COPY: for many jobs it takes a fourth of the client's time.
+
+    The connection must be one of psycopg; it keeps an empty temporary table.
+    """
+    connection.execute(STAGE)
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(COPY) as stage:
+        for position, job in enumerate(jobs):
+            stage.write_row(_record(position, job))
+    found = connection.execute(INSERT_FROM_STAGE, {"window": window}).all()
+    connection.execute(UNSTAGE)
+    return _stand_for(jobs, connection, found)
+
+
+def _stand_for(jobs: Sequence[NewJob], connection: Connection, rows: Iterable[Any]) -> list[Accepted]:
+    """Say what stands for each job, given the rows that were made."""
+    made = {row.id: row for row in rows}
     inserted = [made.pop(job.id, None) for job in jobs]
     found = _find(connection, {n: job for n, job in enumerate(jobs) if inserted[n] is None})
     return [
@@ -151,6 +181,32 @@ def _row(position: int, job: NewJob) -> dict[str, object]:
         "prompt_digest": job.prompt.digest,
         "deadline": job.deadline.isoformat() if job.deadline else None,
     }
+
+
+def _record(position: int, job: NewJob) -> tuple[object, ...]:
+    """Give the job in the order of COLUMNS."""
+    return (
+        position,
+        job.id,
+        job.tenant,
+        job.project,
+        job.prompt.id,
+        job.prompt.version,
+        job.prompt.digest,
+        job.tier,
+        job.lane,
+        job.priority,
+        job.estimated_tokens,
+        json.dumps(job.variables),
+        job.document,
+        job.document_name,
+        json.dumps(job.metadata),
+        job.idempotency_key,
+        job.content_digest,
+        job.deadline,
+        job.on_unavailable,
+        list(job.fallback_tiers),
+    )
 
 
 BURY_REFUSED = text("""

@@ -49,7 +49,7 @@ class Variable(Frozen):
             return reason, self._cure(f"shorten it by {len(value) - self.max_length}")
         if self.choices and value not in self.choices:
             return "is not one of its choices", self._cure(f"choose one of {', '.join(map(repr, self.choices))}")
-        surrogate = re.search(r"[\ud800-\udfff]", value)
+        surrogate = None if value.isascii() else re.search(r"[\ud800-\udfff]", value)
         if surrogate:
             return f"has half a surrogate pair at {surrogate.start()}", "decode it from UTF-8 without surrogateescape"
         return None

@@ -7,6 +7,7 @@ The charge rules are those of the providers' own pages on rate limits: OpenAI ta
 import math
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -65,7 +66,7 @@ class QuotaEntry(Frozen):
             raise ValueError("a window is longer than 0 s")
         return self
 
-    @property
+    @cached_property
     def per_minute(self) -> dict[Resource, int]:
         """Give the limits by resource."""
         limits = {

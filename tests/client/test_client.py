@@ -220,6 +220,50 @@ def test_none_of_many_is_accepted_when_one_is_refused_and_the_error_says_which(
     assert broker.dbsize() == 0
 
 
+def test_many_are_written_in_order_and_none_is_seen_before_all_are(client: Client, engine: Engine) -> None:
+    seen: list[int] = []
+
+    def requests() -> Iterator[dict[str, Any]]:
+        for number in range(4500):
+            if number % 1000 == 0:
+                with engine.connect() as connection:
+                    seen.append(connection.scalar(text("SELECT count(*) FROM jobs")) or 0)
+            yield {**SMALL, "lane": "batch", "metadata": {"n": str(number)}}
+
+    ids = client.submit_many(requests())
+    assert seen == [0] * 5
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT id, metadata ->> 'n' FROM jobs")).all()
+    assert {(job_id, str(number)) for number, job_id in enumerate(ids)} == set(map(tuple, rows))
+
+
+def test_a_request_that_is_refused_late_leaves_none_of_the_thousands_before_it(client: Client, engine: Engine) -> None:
+    requests = [{**SMALL, "lane": "batch"}] * 3456 + [{**SMALL, "tenant": "ACME"}]
+    with pytest.raises(InvalidRequestError) as caught:
+        client.submit_many(requests)
+    assert caught.value.field == "requests[3456].tenant"
+    assert states(engine) == []
+    assert len(client.submit_many(requests[:-1])) == 3456
+
+
+def test_an_iterator_that_fails_leaves_none_and_its_error_is_told(client: Client, engine: Engine) -> None:
+    def requests() -> Iterator[dict[str, Any]]:
+        yield from [{**SMALL, "lane": "batch"}] * 2500
+        raise OSError("the file is gone")
+
+    with pytest.raises(OSError, match="the file is gone"):
+        client.submit_many(requests())
+    assert states(engine) == []
+
+
+def test_keys_are_repeats_across_chunks_and_calls(client: Client, engine: Engine) -> None:
+    requests = [{**SMALL, "lane": "batch", "idempotency_key": f"k{number % 1500}"} for number in range(3000)]
+    first = client.submit_many(requests)
+    assert first[:1500] == first[1500:]
+    assert client.submit_many(requests) == first
+    assert states(engine) == [("batch", "queued", 1500)]
+
+
 def test_no_requests_make_no_jobs(client: Client, engine: Engine) -> None:
     assert client.submit_many([]) == []
     assert states(engine) == []

@@ -20,8 +20,19 @@ AWKWARD = 'it\'s "quoted" \\ \\u0041 \\\\n \n\t\r 日本語 🎉 \u202e \x7f %s 
 storable = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50)
 
 
+class Way:
+    """How jobs become rows: by parameters, or through COPY. Every test holds for both."""
+
+    write = staticmethod(submission.submit)
+
+
+@pytest.fixture(params=[submission.submit, submission.copy], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Way, "write", staticmethod(request.param))
+
+
 def submit(connection: Connection, *jobs: NewJob, window: int = 3) -> list[Accepted]:
-    return submission.submit(connection, jobs, window=window)
+    return Way.write(connection, jobs, window=window)
 
 
 def accept(engine: Engine, *jobs: NewJob, window: int = 3) -> list[Accepted]:
@@ -283,7 +294,7 @@ def test_two_at_once_with_the_same_keys_in_opposite_orders_do_not_deadlock(engin
         tenant = f"tenant-{number}"
         forth, back = batch(tenant, keys), batch(tenant, keys[::-1])
         one, other = rows.at_once(
-            engine, partial(submission.submit, jobs=forth, window=0), partial(submission.submit, jobs=back, window=0)
+            engine, partial(Way.write, jobs=forth, window=0), partial(Way.write, jobs=back, window=0)
         )
         assert [answer.id for answer in one] == [answer.id for answer in other][::-1]
     with engine.begin() as connection:
