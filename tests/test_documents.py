@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -322,6 +323,19 @@ def test_text_is_read_in_the_encoding_it_has(encoding: str) -> None:
 )
 def test_text_is_normalised(raw: str, clean: str) -> None:
     assert normalise(raw) == clean
+
+
+def test_a_long_run_of_combining_marks_is_broken_since_its_order_would_take_its_square() -> None:
+    assert normalise("a" + "\u0316" * 30) == "a" + "\u0316" * 30
+    assert normalise("a" + "\u0316" * 31) == "a" + "\u0316" * 30 + "\u034f\u0316"
+    runs = re.findall("[\u0301\u0316]+", normalise("a" + "\u0301\u0316" * 100_000))
+    assert {len(run) for run in runs} <= set(range(31))
+    assert sum(map(len, runs)) == 200_000 - 1  # one is part of the letter now
+
+
+@given(st.text(alphabet="a\u0301\u0316\u034f\u3099 ", min_size=20, max_size=200))
+def test_normalising_runs_of_marks_again_changes_nothing(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
 
 
 @given(st.text(alphabet=st.characters(min_codepoint=0, max_codepoint=0x2FFF)))

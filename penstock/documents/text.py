@@ -2,10 +2,14 @@
 
 import re
 import unicodedata
+from functools import cache
 
 _LINE_BREAKS = re.compile(r"\r\n?|[\v\f]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _LONE_SURROGATES = re.compile(r"[\ud800-\udfff]")
+_MARKS = 0x300, 0x1E950
+_MOST_MARKS = 30
+_JOINER = "\u034f"
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){3,}")
 
 
@@ -13,11 +17,24 @@ def normalise(text: str) -> str:
     r"""Give `text` in NFC, with \n line ends, at most two blank lines in a row, and nothing that Postgres refuses.
 
     Control characters other than \n and \t are dropped (Postgres refuses NUL), form feeds become line ends, and lone
-    surrogates, which have no UTF-8 form, become U+FFFD. White space at both ends goes. Idempotent.
+    surrogates, which have no UTF-8 form, become U+FFFD. White space at both ends goes. Idempotent, and linear: a run of
+    more than 30 combining marks, which no language has, is broken by a joiner that is not seen (the stream-safe form of
+    Unicode's annex 15), since to put such a run in order takes its square.
     """
     text = _LINE_BREAKS.sub("\n", text)
     text = _CONTROLS.sub("", text)
     if not text.isascii():
         # After the controls are gone: a NUL between a letter and its accent would keep them from composing.
-        text = unicodedata.normalize("NFC", _LONE_SURROGATES.sub("\ufffd", text))
+        text = unicodedata.normalize("NFC", _long_runs().sub(_broken, _LONE_SURROGATES.sub("\ufffd", text)))
     return _BLANK_LINES.sub("\n\n\n", text).strip()
+
+
+@cache
+def _long_runs() -> re.Pattern[str]:
+    marks = "".join(map(chr, filter(lambda code: unicodedata.combining(chr(code)), range(*_MARKS))))
+    return re.compile(f"[{marks}]{{{_MOST_MARKS + 1},}}")
+
+
+def _broken(run: re.Match[str]) -> str:
+    marks = run[0]
+    return _JOINER.join(marks[at : at + _MOST_MARKS] for at in range(0, len(marks), _MOST_MARKS))
