@@ -1,6 +1,7 @@
 """One attempt of one job: claim, complete, end. It must not know Celery; its caller turns the report into a state."""
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ DEPLOYMENT_S = 30.0
 
 LONGEST_HELD_PAUSE_S = 30.0
 HELD_PAUSES_A_WAIT = 4
-"""A job that waits for what others hold of its budget asks again after a fourth of the time that it has waited."""
+"""A job that waits for what others hold of its budget asks again after a fourth of its age, or half of what is left."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ async def _not_admitted(house: House, job: ClaimedJob, error: NotAdmittedError) 
     wait_s = error.wait_s
     if error.reason is Reason.BUDGET_HELD:
         waited_s = (job.started_at - job.created_at).total_seconds()
-        wait_s = max(wait_s, min(LONGEST_HELD_PAUSE_S, waited_s / HELD_PAUSES_A_WAIT))
+        left_s = math.inf if job.deadline is None else (job.deadline - house.clock.now()).total_seconds()
+        wait_s = max(wait_s, min(LONGEST_HELD_PAUSE_S, waited_s / HELD_PAUSES_A_WAIT, left_s / 2))
     delay_s = wait_s * (1 + random.random() / 10)  # noqa: S311 - jitter, not a secret
     if job.deadline is not None and house.clock.now() + timedelta(seconds=delay_s) >= job.deadline:
         return await _bury(house, job, Reason.DEADLINE, f"its deadline passes before it can be admitted: {error}")

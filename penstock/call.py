@@ -7,6 +7,7 @@ import asyncio
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from penstock import admission, telemetry
@@ -137,13 +138,11 @@ async def _intend(house: House, call: Call) -> Hold:
         least_max_tokens=max(1, call.admission.size.output),
     )
     writing = asyncio.ensure_future(house.journal.intend.add(intent))
-    try:
-        verdict = await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        if isinstance(await writing, Hold):
+    if await _was_stopped(writing):
+        if writing.exception() is None and isinstance(writing.result(), Hold):
             await _write_down(house, Settlement(call.id, CallOutcome.NOT_SENT, 0, reason=Reason.TIME_LIMIT))
-        raise
-    match verdict:
+        raise asyncio.CancelledError
+    match writing.result():
         case Hold() as hold:
             return hold
         case Shortfall() as shortfall:
@@ -247,12 +246,10 @@ async def _settle(house: House, call: Call, answer: ModelAnswer) -> str:
 async def _write_down(house: House, settlement: Settlement) -> None:
     """Settle, even if the run is cancelled meanwhile: the job may be handed back only when its answer is kept."""
     writing = asyncio.ensure_future(house.journal.settle.add(settlement))
-    try:
-        passed = await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        await writing
-        raise
-    for limit in passed:
+    if await _was_stopped(writing):
+        writing.exception()
+        raise asyncio.CancelledError
+    for limit in writing.result():
         telemetry.emit(
             "budget.soft_limit_passed",
             tenant=limit.tenant,
@@ -262,6 +259,17 @@ async def _write_down(house: House, settlement: Settlement) -> None:
             soft_limit=limit.soft_limit,
             settled=limit.settled,
         )
+
+
+async def _was_stopped(writing: "asyncio.Future[Any]") -> bool:
+    """Wait for what is being written, however often the run is cancelled meanwhile, and tell whether it was."""
+    stopped = False
+    while not writing.done():
+        try:
+            await asyncio.wait([writing])
+        except asyncio.CancelledError:
+            stopped = True
+    return stopped
 
 
 def _usable(call: Call, answer: ModelAnswer) -> str:

@@ -115,6 +115,17 @@ class TestHeld:
 
         assert gated.with_house(meet) == [1.0, pytest.approx(10.0, rel=0.05), 30.0]
 
+    def test_an_old_job_that_has_little_time_left_asks_again_while_it_has(
+        self, gated: AdmissionRooms, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        without_jitter(monkeypatch)
+        keep(gated, 2 * bound(gated) - 1)
+        first, second = gated.submit(), gated.submit(deadline=SystemClock().now() + timedelta(seconds=25))
+        age(gated, second, 4000)
+        report = beside(gated, first, second)
+        assert (report.outcome, report.reason) == (Outcome.DEFERRED, Reason.BUDGET_HELD)
+        assert report.delay_s == pytest.approx(12.5, abs=2)
+
     def test_the_cheaper_second_answers_what_is_held_at_the_dear_first(self, gated: AdmissionRooms) -> None:
         keep(gated, bound(gated) + bound(gated, rates=SECOND))
         first, second = gated.submit(), gated.submit(tier="pair")
@@ -435,6 +446,26 @@ def test_a_run_that_is_stopped_while_it_waits_for_its_hold_gives_it_back(gated: 
     assert (row.state, row.outcome, row.nanodollars) == ("settled", CallOutcome.NOT_SENT, 0)
     assert held(gated) == {(0, 0)}
     assert (gated.calls(), gated.job(second).state) == (1, "retrying")
+
+
+def test_a_run_that_is_stopped_twice_hands_its_job_back_only_when_its_answer_is_kept(gated: AdmissionRooms) -> None:
+    first, second = gated.submit(), gated.submit()
+
+    async def stop_it(house: House) -> None:
+        await run(house, first)
+        running = await in_flight(gated, house, second)
+        with gated.engine.begin() as holder:
+            holder.execute(text("SELECT FROM spending FOR UPDATE"))
+            await until(lambda: waits_for_a_lock(gated))
+            for _ in range(2):
+                running.cancel()
+                await asyncio.sleep(0)
+            assert not running.done()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    gated.with_house(stop_it)
+    assert (gated.count("answers", second), gated.job(second).state, gated.calls()) == (1, "retrying", 2)
 
 
 def waits_for_a_lock(rooms: AdmissionRooms) -> bool:

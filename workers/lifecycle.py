@@ -115,7 +115,6 @@ async def _look(house: House) -> None:
 
 
 async def _beat(house: House) -> None:
-    running = list(house.running.runs)
     async with house.lease_engine.begin() as connection:
         await connection.run_sync(
             partial(leases.renew, worker=house.worker, lease_s=house.settings.lease_s, tier=house.tier)
@@ -126,7 +125,7 @@ async def _beat(house: House) -> None:
             partial(
                 leases.release_adrift,
                 worker=house.worker,
-                running=[job_id for job_id, _ in running],
+                running=[job_id for job_id, _ in house.running.runs],
                 older_than_s=LONGEST_START_S,
             )
         )

@@ -21,7 +21,7 @@ from penstock.jobs.recovery import Recovered
 from penstock.money import ledger
 from penstock.reception import Reception
 from penstock.settings import Settings
-from penstock.store.db import is_away, sync_engine
+from penstock.store.db import is_away, is_gone, sync_engine
 from penstock.tenants import Tenants
 from workers.lifecycle import HEARTBEATS_A_LEASE, SOON_S
 
@@ -98,7 +98,7 @@ def sweep(engine: Engine, doorbell: Doorbell, *, recovers: bool) -> bool:
     if recovers:
         parts.insert(0, partial(recover, engine))
     outcomes = [attempt(part) for part in parts]
-    return not any(isinstance(outcome, Exception) and is_away(outcome) for outcome in outcomes)
+    return not any(isinstance(outcome, Exception) and is_gone(outcome) for outcome in outcomes)
 
 
 def attempt(part: Callable[[], int]) -> int | Exception:
@@ -117,7 +117,7 @@ def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: floa
     """Sweep and forget until `stop` is set; a service that is away is waited for.
 
     When Postgres comes back, and when this process has just begun and cannot know, workers get the time of a heartbeat
-    to renew their leases: an outage is not the death of all of them. A purge that takes too long is no outage. Periods
+    to renew their leases: an outage is not the death of all of them. A statement that fails is no outage. Periods
     of days need not be looked at each second, unless there was more than one look takes.
     """
     grace_s = lease_s / HEARTBEATS_A_LEASE + SOON_S

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from penstock.client.accounts import Accounts
 from penstock.client.aftercare import Aftercare
@@ -51,11 +51,8 @@ FIRST_POLL_S = 0.02
 SLOWEST_POLL_S = 0.5
 ROWS_A_STATEMENT = 1000
 CHARACTERS_A_STATEMENT = 16_000_000
-SECONDS_A_STATEMENT = 5.0
 COPY_FROM = 100
 """From how many rows on COPY is worth its round trips."""
-SLOW_READER = text("SET LOCAL idle_in_transaction_session_timeout = '2min'")
-"""A document may take a parser longer than a transaction may idle elsewhere."""
 
 
 class Client(Accounts, Aftercare):
@@ -130,35 +127,25 @@ class Client(Accounts, Aftercare):
     def submit_many(self, requests: Iterable[Mapping[str, Any]], *, connection: Connection | None = None) -> list[UUID]:
         """Accept many jobs, each given as a mapping of the fields of `submit`: all of them, or none.
 
-        Each is checked while those before it are written, so that the requests may be an iterator of any length, of
-        which little is held at a time. The InvalidRequestError of a refused one says which by its number, from 0, as in
-        `requests[3].tenant`; an IdempotencyConflictError says which by its key.
+        The InvalidRequestError of a refused one says which by its number, from 0, as in `requests[3].tenant`; an
+        IdempotencyConflictError says which by its key.
         """
         jobs = (self._accept_nth(number, fields) for number, fields in enumerate(requests))
         return self._accepted(jobs, connection)
 
     def _accepted(self, jobs: Iterable[NewJob], connection: Connection | None) -> list[UUID]:
-        return self._load(jobs) if connection is None else self._join(connection, jobs)
+        return self._load(list(jobs)) if connection is None else self._join(connection, list(jobs))
 
-    def _load(self, jobs: Iterable[NewJob]) -> list[UUID]:
-        """Write chunks in one transaction and another thread, one behind the other."""
-        from concurrent.futures import Future, ThreadPoolExecutor
-
-        ids: list[UUID] = []
-        released: list[Release] = []
-        writing: Future[None] | None = None
-        with self._engine.begin() as own, ThreadPoolExecutor(1, "penstock-submit") as writer:
+    def _load(self, jobs: list[NewJob]) -> list[UUID]:
+        """Write in a transaction of our own, which begins when all are checked: it holds keys that others may want."""
+        accepted: list[Accepted] = []
+        with self._engine.begin() as own:
             for chunk in _chunks(jobs):
-                if writing is None:
-                    own.execute(SLOW_READER)
-                else:
-                    writing.result()
-                writing = writer.submit(self._write, own, chunk, ids, released)
-            if writing is not None:
-                writing.result()
+                write = copy if len(chunk) >= COPY_FROM else submit
+                accepted += write(own, chunk, window=self._settings.interactive_window)
         reach(Failpoint.PRODUCER_COMMITTED)
-        self._doorbell.ring(released)
-        return ids
+        self._doorbell.ring(_born_released(jobs, accepted))
+        return [row.id for row in accepted]
 
     def _join(self, connection: Connection, jobs: Iterable[NewJob]) -> list[UUID]:
         """Write within the caller's transaction; the feeder finds what it commits."""
@@ -260,13 +247,6 @@ class Client(Accounts, Aftercare):
         except InvalidRequestError as error:
             raise type(error)(f"requests[{number}].{error.field}", error.reason, error.cure) from error
 
-    def _write(self, connection: Connection, jobs: Sequence[NewJob], ids: list[UUID], released: list[Release]) -> None:
-        """Write a chunk; note the ids of what stands for its jobs, and what was born released."""
-        write = copy if len(jobs) >= COPY_FROM else submit
-        accepted = write(connection, jobs, window=self._settings.interactive_window)
-        ids += [row.id for row in accepted]
-        released += _born_released(jobs, accepted)
-
 
 def _born_released(jobs: Sequence[NewJob], accepted: Sequence[Accepted]) -> list[Release]:
     """Give the messages to be sent; one that gets lost is sent again by the feeder."""
@@ -278,17 +258,15 @@ def _born_released(jobs: Sequence[NewJob], accepted: Sequence[Accepted]) -> list
 
 
 def _chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
-    """Put together what one statement can carry, and what came within some seconds."""
+    """Put together what one statement can carry."""
     chunk: list[NewJob] = []
-    characters, ends_at = 0, math.inf
+    characters = 0
     for job in jobs:
-        if not chunk:
-            characters, ends_at = 0, time.monotonic() + SECONDS_A_STATEMENT
         chunk.append(job)
         characters += len(job.document or "")
-        if len(chunk) == ROWS_A_STATEMENT or characters > CHARACTERS_A_STATEMENT or time.monotonic() > ends_at:
+        if len(chunk) == ROWS_A_STATEMENT or characters > CHARACTERS_A_STATEMENT:
             yield chunk
-            chunk = []
+            chunk, characters = [], 0
     if chunk:
         yield chunk
 

@@ -6,9 +6,10 @@ from sqlalchemy import Connection, text
 
 RERUN = text("""
     UPDATE jobs SET state = 'queued', due_at = now(), ended_at = NULL, reason = NULL, detail = NULL, failures = 0,
-        crashes = 0, on_unavailable = 'wait', deadline = CASE WHEN deadline <= now() THEN NULL ELSE deadline END
+        crashes = 0, kept_until = NULL, on_unavailable = 'wait',
+        deadline = CASE WHEN deadline <= now() THEN NULL ELSE deadline END
     WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'succeeded'
-        AND purged_at IS NULL AND kept_until IS NULL
+        AND purged_at IS NULL AND coalesce(kept_until, '-infinity') <= now()
         AND EXISTS (SELECT 1 FROM results WHERE job_id = jobs.id AND degraded)
         AND EXISTS (SELECT 1 FROM payloads WHERE job_id = jobs.id)
     RETURNING id

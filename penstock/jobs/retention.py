@@ -103,7 +103,7 @@ FETCHED = text("""
     ), fetched AS (
         UPDATE results SET fetched_at = now() FROM job WHERE job_id = job.id AND fetched_at IS NULL RETURNING job_id
     )
-    UPDATE jobs SET kept_until = CASE WHEN kept_until IS NOT NULL THEN now() END FROM fetched WHERE jobs.id = job_id
+    UPDATE jobs SET kept_until = now() FROM fetched WHERE jobs.id = job_id  -- seen by a purge that waits for the row
 """)
 
 HOLD = text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")

@@ -7,7 +7,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from penstock.errors import IdempotencyConflictError
 from penstock.schemas import JobState, Lane, OnUnavailable, PromptReference
@@ -125,9 +127,14 @@ def copy(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> list
     """
     connection.execute(STAGE)
     driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(COPY) as stage:
-        for position, job in enumerate(jobs):
-            stage.write_row(_record(position, job))
+    try:
+        with driver.cursor() as cursor, cursor.copy(COPY) as stage:
+            for position, job in enumerate(jobs):
+                stage.write_row(_record(position, job))
+    except psycopg.Error as error:
+        # Postgres quotes the value of a row in the context that it gives; the connection is the caller's to roll back.
+        bare = type(error)(error.diag.message_primary or type(error).__name__)
+        raise DBAPIError.instance(COPY, None, bare, psycopg.Error, hide_parameters=True) from None
     found = connection.execute(INSERT_FROM_STAGE, {"window": window}).all()
     connection.execute(UNSTAGE)
     return _stand_for(jobs, connection, found)

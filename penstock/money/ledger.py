@@ -145,7 +145,9 @@ SETTLE = text(f"""
     ), so_far AS (
         SELECT call_id, count(later.number)::integer AS number, coalesce(bool_or(has_usage), false) AS has_usage,
             coalesce(bool_or(source = 'late_answer'), false) AS is_answered,
-            taken.nanodollars + coalesce(sum(later.nanodollars), 0) AS nanodollars
+            taken.nanodollars + coalesce(sum(later.nanodollars), 0) AS nanodollars,
+            coalesce(sum(later.input_tokens + later.cached_input_tokens + later.cache_write_tokens
+                + later.output_tokens + later.reasoning_tokens), 0) AS tokens
         FROM taken LEFT JOIN ledger_corrections AS later USING (call_id)
         WHERE taken.state = 'unknown' GROUP BY call_id, taken.nanodollars
     ), corrected AS (
@@ -154,7 +156,8 @@ SETTLE = text(f"""
         SELECT call_id, so_far.number + 1, 'late_answer', given.nanodollars - so_far.nanodollars, given.input_tokens,
             given.cached_input_tokens, given.cache_write_tokens, given.output_tokens, given.reasoning_tokens
         FROM given JOIN so_far USING (call_id)
-        WHERE given.nanodollars IS NOT NULL AND (so_far.number = 0 OR (so_far.nanodollars = 0 AND NOT is_answered))
+        WHERE given.nanodollars IS NOT NULL AND (
+            so_far.number = 0 OR (so_far.nanodollars = 0 AND so_far.tokens = 0 AND NOT is_answered))
         ON CONFLICT DO NOTHING
         RETURNING *
     ), moved AS (

@@ -31,6 +31,15 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, OperationalError | InternalError | PoolTimeoutError)
 
 
+def is_gone(error: Exception) -> bool:
+    """Tell a Postgres that could not be reached, so that nobody else could either, from one that gave an answer."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    said_nothing = state is None and isinstance(error, OperationalError)
+    return error.connection_invalidated or said_nothing or (state or "").startswith(("08", "57P"))
+
+
 # Parameters hold documents and answers; an exception is logged.
 COMMON: dict[str, Any] = {
     "max_overflow": 0,

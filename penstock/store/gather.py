@@ -1,8 +1,8 @@
 """Many small writes made into one. It must not know what is written.
 
 Jobs of one process that do the same step within a few milliseconds share one multi-row statement and one commit, and
-so do all that come while one is being written: a gatherer has one transaction at a time. Several would queue for the
-same rows, each with a connection that others need.
+so do all that come while two are being written: more would queue for the same rows, each with a connection that others
+need. The second goes on while the first waits for a row that somebody holds.
 While Postgres is away, the rows wait here and are tried again: `write` must bear to be repeated, since a connection
 that breaks during a commit hides whether it happened.
 """
@@ -23,6 +23,8 @@ Answer = TypeVar("Answer")
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
+
+MOST_IN_FLIGHT = 2
 
 Write = Callable[[Connection, Sequence[Row]], Sequence[Answer]]
 
@@ -47,7 +49,7 @@ class Gatherer(Generic[Row, Answer]):
         self._patience_s = patience_s
         self._waiting: list[tuple[Row, asyncio.Future[Answer]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._flush: asyncio.Task[None] | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
 
     async def add(self, row: Row) -> Answer:
         """Write `row` together with others and give the answer to it, once it is committed.
@@ -58,27 +60,28 @@ class Gatherer(Generic[Row, Answer]):
         self._waiting.append((row, future))
         if len(self._waiting) >= self._most:
             self._begin()
-        elif self._timer is None and self._flush is None:
+        elif self._timer is None and len(self._flushes) < MOST_IN_FLIGHT:
             self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._begin)
         return await future
 
     async def drain(self) -> None:
         """Write what waits, and return when nothing is being written any more."""
         self._begin()
-        while self._flush is not None:
-            await asyncio.wait([self._flush])
+        while self._flushes:
+            await asyncio.wait(set(self._flushes))
 
     def _begin(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._flush is None and self._waiting:
+        if self._waiting and len(self._flushes) < MOST_IN_FLIGHT:
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            self._flush = asyncio.get_running_loop().create_task(self._commit(batch))
-            self._flush.add_done_callback(self._end)
+            flush = asyncio.get_running_loop().create_task(self._commit(batch))
+            self._flushes.add(flush)
+            flush.add_done_callback(self._end)
 
     def _end(self, flush: asyncio.Task[None]) -> None:
-        self._flush = None
+        self._flushes.discard(flush)
         if not flush.cancelled():
             self._begin()
 

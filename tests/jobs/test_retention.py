@@ -290,6 +290,18 @@ def test_without_retention_a_result_that_is_fetched_while_the_payload_goes_is_du
     assert held(engine, job_id) == NO_TEXT
 
 
+def test_without_retention_a_purge_that_began_before_a_fetch_takes_the_result_too(engine: Engine) -> None:
+    job_id = ended_job(engine)
+    ended_at = rows.row(engine, job_id)["ended_at"]
+    with engine.connect() as fetching:
+        retention.note_fetch(fetching, job_id, ended_at)
+        assert purge(engine, NOTHING_KEPT) == 0  # it passes over what somebody holds
+        fetching.commit()
+    assert rows.row(engine, job_id)["kept_until"] is not None
+    assert purge(engine, NOTHING_KEPT) == 1
+    assert held(engine, job_id) == NO_TEXT
+
+
 def test_without_retention_an_answer_that_comes_late_is_not_kept(engine: Engine) -> None:
     job = rows.running_job(engine)
     call_id = spend(engine, job, "intent")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from penstock.errors import IdempotencyConflictError
 from penstock.jobs import queries, submission
@@ -282,6 +283,16 @@ def test_of_two_at_once_with_one_key_the_second_is_made_when_the_first_is_rolled
             connection.rollback()
     assert [(accepted.id, accepted.created) for accepted in answer.result()] == [(second.id, True)]
     assert [found["job_id"] for found in rows.everything(engine)["payloads"]] == [second.id]
+
+
+def test_a_row_that_postgres_refuses_is_an_error_of_sqlalchemy_that_quotes_nothing(engine: Engine) -> None:
+    job = rows.new_job(priority=10**6, document="a secret")
+    with pytest.raises(DBAPIError) as caught:
+        accept(engine, job)
+    said = f"{caught.value} {caught.value.orig}"
+    assert "out of range" in said
+    assert [word for word in ("CONTEXT", "line 1", "secret") if word in said] == []
+    assert rows.everything(engine)["jobs"] == []
 
 
 def test_two_at_once_with_the_same_keys_in_opposite_orders_do_not_deadlock(engine: Engine) -> None:

@@ -160,6 +160,15 @@ def test_an_answer_to_what_was_said_not_to_be_billed_counts_after_all(engine: En
     assert (again.corrected, again.answered_not_billed) == (0, 1)
 
 
+def test_an_answer_of_a_call_that_was_billed_with_nothing_counts_its_tokens_once(engine: Engine) -> None:
+    unknown = call(engine, None)
+    run(engine, BilledCall(unknown, 0, USED))
+    with engine.begin() as connection:
+        ledger.settle(connection, [Settlement(unknown, CallOutcome.ANSWERED, 0, USED)])
+    assert (total(engine), month(engine)["settled_tokens"]) == (0, 150)
+    assert_balanced(engine)
+
+
 def test_an_answer_that_comes_after_the_bill_changes_nothing(engine: Engine) -> None:
     unknown = call(engine, None)
     run(engine, BilledCall(unknown, 400), complete=around_now())

@@ -177,7 +177,9 @@ def test_callers_that_come_while_a_batch_is_written_are_in_the_next(engine: Engi
     assert sorted(write.batches) == [["a", "b"], ["c", "d"]]
 
 
-def test_rows_that_come_one_by_one_queue_in_one_transaction_and_not_in_many(engine: Engine, settings: Settings) -> None:
+def test_rows_that_come_one_by_one_queue_in_two_transactions_and_not_in_many(
+    engine: Engine, settings: Settings
+) -> None:
     """While somebody holds what the rows need, whoever comes waits for the next statement, and takes no connection."""
     names = [f"w{number}" for number in range(20)]
 
@@ -195,9 +197,30 @@ def test_rows_that_come_one_by_one_queue_in_one_transaction_and_not_in_many(engi
 
     taken, answers = run(settings, work)
 
-    assert taken == 1
+    assert taken == 2
     assert answers == [f"answer to {name}" for name in names]
     assert written(engine) == set(names)
+
+
+def somebody_waits(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
+
+
+def test_a_row_that_somebody_holds_does_not_keep_those_behind_it(engine: Engine, settings: Settings) -> None:
+    async def work(on: AsyncEngine) -> list[str]:
+        gatherer = Gatherer(on, Writing(), wait_s=0)
+        with engine.connect() as holder:
+            holder.execute(INSERT, {"id": "held"})
+            held = asyncio.create_task(gatherer.add("held"))
+            while not await asyncio.to_thread(somebody_waits, engine):
+                await asyncio.sleep(0.01)
+            answers = [await gatherer.add(name) for name in ("a", "b")]
+            assert not held.done()
+            holder.rollback()
+        return [*answers, await held]
+
+    assert run(settings, work) == ["answer to a", "answer to b", "answer to held"]
 
 
 def test_a_connection_that_is_cut_in_the_middle_of_a_statement_is_tried_again(

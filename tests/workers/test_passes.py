@@ -7,6 +7,7 @@ from threading import Event
 from typing import cast
 
 import pytest
+from psycopg.errors import QueryCanceled
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError, OperationalError
 from structlog.testing import capture_logs
@@ -26,6 +27,7 @@ ENGINE, DOORBELL = sync_engine("postgresql+psycopg://127.0.0.1:1/nobody"), Doorb
 
 AWAY = OperationalError("SELECT", {}, Exception())
 REFUSED = IntegrityError("INSERT", {}, Exception())
+TOO_SLOW = OperationalError("SELECT", {}, QueryCanceled())
 NO_BROKER = OSError("no broker")
 BUG = ValueError("a bug")
 PARTS = ("recover", "bury", "announce", "close_calls")
@@ -55,6 +57,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: Mapping[str, Exception]) ->
     [
         (AWAY, "service.unavailable", False),
         (NO_BROKER, "service.unavailable", True),
+        (TOO_SLOW, "service.unavailable", True),
         (REFUSED, "internal_error", True),
         (BUG, "internal_error", True),
     ],
