@@ -5,7 +5,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, chain, pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -113,9 +113,10 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True)
 class _Outline:
-    """Offsets of lines by what they begin, ascending; `run_ons` go on with a sentence or stand under a heading.
+    """Offsets of lines by what they begin, ascending.
 
-    Of headings in a row, only the first begins a section.
+    A run-on is held by the line above: by a heading, a colon, fenced code, or a sentence that goes on. So of headings
+    in a row, only the first begins a section.
     """
 
     titles: list[str] = field(default_factory=list)
@@ -131,7 +132,7 @@ class _Outline:
         return self.titles[known - 1] if known else ""
 
     def breaks(self, line: _Line, *, is_heading: bool, held_above: bool) -> list[int]:
-        """Choose where a line is noted; what is held by a heading above goes on with it."""
+        """Choose where a line is noted."""
         if held_above or not (is_heading or line.after_blank or not line.words[0].islower()):
             return self.run_ons
         if is_heading:
@@ -143,8 +144,6 @@ def _outline(text: str) -> _Outline:
     outline = _Outline()
     fence, held_above = "", False
     for line, following in pairwise(chain(_lines(text), (_Line(len(text), "", after_blank=True),))):
-        if (mark := _FENCE.match(line.words)) and fence in {"", mark[0]}:
-            fence = "" if fence else mark[0]
         is_short = len(line.words) <= _MOST_HEADING_CHARACTERS
         stands_alone = is_short and line.after_blank and following.after_blank
         is_marked = line.underlined or _MARKED.match(line.words) is not None
@@ -153,8 +152,11 @@ def _outline(text: str) -> _Outline:
             outline.headings.append(line.begin)
             outline.titles.append(_MARKED.sub("", line.words).rstrip("# ") or line.words)
         outline.breaks(line, is_heading=is_heading, held_above=held_above).append(line.begin)
+        if (mark := _FENCE.match(line.words)) and fence in {"", mark[0]}:
+            fence = "" if fence else mark[0]
         # A short line without a full stop may be a heading of a kind not known here.
-        held_above = is_heading or (stands_alone and line.words[-1].isalnum())
+        leads_on = line.words[-1] == ":" or (stands_alone and line.words[-1].isalnum())
+        held_above = is_heading or leads_on or fence != ""
     return outline
 
 
@@ -266,8 +268,12 @@ class _Cutter:
         for offsets in self._boundaries(start, window):
             if (end := window.nearest(offsets)) is not None:
                 return end
+        low, ideal, high = window.low, window.ideal, window.high
+        outwards = chain(range(ideal, low, -1), range(ideal + 1, high + 1), range(low, start, -1))
+        if (end := next((offset for offset in outwards if not self._is_inside_character(offset)), None)) is not None:
+            return end
         # One endless combining sequence.
-        return window.ideal if not self._is_inside_pair(window.ideal) else window.ideal - 1
+        return ideal - self._is_inside_pair(ideal)
 
     def _boundaries(self, start: int, window: _Window) -> Iterator[Sequence[int]]:
         """Give offsets between ever smaller parts of the text, each found only when it is asked for."""
@@ -276,15 +282,23 @@ class _Cutter:
         yield self._whole(self._sentences(start, window))
         yield outline.run_ons
         yield self._whole(match.start() for match in _WORD_START.finditer(self.text, window.low + 1, window.high + 1))
-        outwards = chain(range(window.ideal, window.low, -1), range(window.ideal + 1, window.high + 1))
-        yield [*islice((offset for offset in outwards if not self._is_inside_character(offset)), 1)]
 
     def _sentences(self, start: int, window: _Window) -> Iterator[int]:
-        """Give where sentences begin: they keep every character of the text but its white space."""
+        """Give where sentences begin that no line above holds: they keep all of a text but its white space."""
         begin = max(start, window.low - _SENTENCE_CONTEXT)
         part = self.text[begin : window.high + _SENTENCE_CONTEXT]
         ranks = accumulate(len(sentence) - sentence.count(" ") for sentence in split_sentences(part))
-        return (begin + place for place in _places(part, ranks))
+        run_ons = self.outline.run_ons
+        held = {*run_ons[bisect_right(run_ons, window.low) : bisect_right(run_ons, window.high)]}
+        places = (self._with_indent(begin + place) for place in _places(part, ranks))
+        return (place for place in places if place not in held)
+
+    def _with_indent(self, offset: int) -> int:
+        """Give where the line begins, if only white space is before `offset` on it."""
+        begin = offset
+        while self.text[begin - 1] not in "\r\n" and self.text[begin - 1].isspace():
+            begin -= 1
+        return begin if self.text[begin - 1] in "\r\n" else offset
 
     def _whole(self, offsets: Iterable[int]) -> list[int]:
         """Leave out offsets inside what readers take for one character."""
@@ -292,9 +306,7 @@ class _Cutter:
 
     def _is_inside_character(self, offset: int) -> bool:
         last, following = self.text[offset - 1 : offset], self.text[offset : offset + 1]
-        if not following or last in {"\r", "\n"}:
-            return self._is_inside_pair(offset)
-        return (
+        return following != "" and (
             unicodedata.category(following).startswith("M")
             or _ZERO_WIDTH_JOINER in {last, following}
             or _SKIN_TONES.match(following) is not None
