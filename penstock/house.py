@@ -131,7 +131,7 @@ class House:
 def build_house(settings: Settings, provider: Provider, worker: str, tier: str = "") -> House:
     """Furnish a house for a worker of a tier. Read every configuration file and connect; raise ConfigurationError."""
     configuration = read_configuration(settings)
-    engine = async_engine(settings.require_database_url(), connections=8)
+    engine = async_engine(settings.require_database_url())
     clock = SystemClock()
     return House(
         settings=settings,

@@ -11,7 +11,7 @@ import pytest
 from penstock.errors import InvalidRequestError, OutputInvalidError
 from penstock.prompts import Prompt, PromptLibrary
 from penstock.prompts.__main__ import main
-from penstock.prompts.schema import JsonSchema
+from penstock.prompts.schema import KEPT_VERDICTS, JsonSchema
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = PromptLibrary.load(ROOT / "prompts", ROOT / "prompts.lock")
@@ -192,3 +192,12 @@ def test_requests_with_the_same_variables_are_judged_once() -> None:
     found = [judge.violation_of((("other", other),)) for other in ("ab", "abc", "ab", "abc")]
     assert [violation is None for violation in found] == [False, True, False, True]
     assert found[0] is found[2]
+
+
+def test_no_more_than_some_verdicts_are_kept_and_nothing_of_what_was_judged() -> None:
+    judge = JsonSchema({"properties": {"other": {"minLength": 3}}})
+    for number in range(2 * KEPT_VERDICTS):
+        judge.violation_of((("other", f"a secret {number}"),))
+    kept = vars(judge)["_verdicts"]
+    assert len(kept) == KEPT_VERDICTS
+    assert "secret" not in repr(kept)

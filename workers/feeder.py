@@ -4,7 +4,7 @@ The broker holds about two seconds of work for each tier, so that order, pause a
 """
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from penstock import telemetry
 from penstock.client.broker import tier_queue
-from penstock.client.doorbell import BROKER_ERRORS, Doorbell
+from penstock.client.doorbell import Doorbell
 from penstock.failpoints import Failpoint, reach
 from penstock.gates.scripts import SyncScripts
 from penstock.jobs import release
@@ -23,13 +23,14 @@ from penstock.pacing import Pace, pace
 from penstock.routing import Catalogue
 from penstock.schemas import Lane
 from penstock.settings import Settings, default_settings
-from penstock.store.db import is_away, sync_engine
+from penstock.store.db import sync_engine
 from penstock.store.redis import sync_redis
 from penstock.tenants import TenantEntry, Tenants
+from workers.steps import attempt
 
 PASS_S = 0.1
-PASSES_A_REST = 10
-"""How many passes a tier is left alone that could not be fed."""
+REST_S = 1.0
+"""How long a tier is left alone that could not be fed."""
 WORK_S = 2.0
 LEAST_RELEASED = 32
 LOST_AFTER_S = 4.0
@@ -142,21 +143,6 @@ def mend(engine: Engine, doorbell: Doorbell, tier: str) -> int:
     return sent
 
 
-def goes_well(step: Callable[[], object]) -> bool:
-    """Take a step of one tier, and tell whether it went well: its trouble must not stop the others."""
-    try:
-        step()
-    except Exception as error:  # noqa: BLE001 - see above
-        if isinstance(error, BROKER_ERRORS) or is_away(error):
-            telemetry.emit(
-                "service.unavailable", service="feeder", error=type(error).__name__, retry_s=PASS_S * PASSES_A_REST
-            )
-        else:
-            telemetry.failed(error)
-        return False
-    return True
-
-
 def run(settings: Settings, stop: Event) -> None:
     """Feed every tier until `stop` is set; a service that is away is waited for, and a tier that fails rests alone."""
     tiers = [tier.name for tier in Catalogue.load_tiers(settings.config).tiers]
@@ -168,10 +154,12 @@ def run(settings: Settings, stop: Event) -> None:
     while not stop.wait(PASS_S):
         passes += 1
         for tier in tiers:
-            if passes >= rests_until[tier] and not goes_well(partial(feed, engine, doorbell, tier, gauge)):
-                rests_until[tier] = passes + PASSES_A_REST
+            if passes >= rests_until[tier]:
+                fed = attempt(partial(feed, engine, doorbell, tier, gauge), service="feeder", retry_s=REST_S)
+                if isinstance(fed, Exception):
+                    rests_until[tier] = passes + round(REST_S / PASS_S)
             if passes % LOOKS_FOR_LOST_EVERY == 0:
-                goes_well(partial(mend, engine, doorbell, tier))
+                attempt(partial(mend, engine, doorbell, tier), service="feeder", retry_s=REST_S)
     doorbell.close()
     engine.dispose()
 

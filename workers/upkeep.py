@@ -4,7 +4,7 @@ It runs beside the intake in the upkeep worker. Each part of a pass is safe to r
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 from threading import Event, Thread
@@ -14,16 +14,17 @@ from celery import bootsteps
 from sqlalchemy import Engine
 
 from penstock import telemetry
-from penstock.client.doorbell import BROKER_ERRORS, Doorbell
+from penstock.client.doorbell import Doorbell
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import dead_letters, recovery, retention
 from penstock.jobs.recovery import Recovered
 from penstock.money import ledger
 from penstock.reception import Reception
 from penstock.settings import Settings
-from penstock.store.db import is_away, is_gone, sync_engine
+from penstock.store.db import is_gone, sync_engine
 from penstock.tenants import Tenants
 from workers.lifecycle import HEARTBEATS_A_LEASE, SOON_S
+from workers.steps import attempt
 
 SWEEP_S = 1.0
 OPEN_CALL_S = 60.0
@@ -97,20 +98,8 @@ def sweep(engine: Engine, doorbell: Doorbell, *, recovers: bool) -> bool:
     parts = [partial(bury, engine), partial(announce, engine, doorbell), partial(close_calls, engine)]
     if recovers:
         parts.insert(0, partial(recover, engine))
-    outcomes = [attempt(part) for part in parts]
+    outcomes = [attempt(part, service="upkeep", retry_s=SWEEP_S) for part in parts]
     return not any(isinstance(outcome, Exception) and is_gone(outcome) for outcome in outcomes)
-
-
-def attempt(part: Callable[[], int]) -> int | Exception:
-    """Do a part of a pass and give its number, or its error, once told: no part keeps another from its turn."""
-    try:
-        return part()
-    except Exception as error:  # noqa: BLE001 - the thread must not end in silence while its worker goes on
-        if is_away(error) or isinstance(error, BROKER_ERRORS):
-            telemetry.emit("service.unavailable", service="upkeep", error=type(error).__name__, retry_s=SWEEP_S)
-        else:
-            telemetry.failed(error)
-        return error
 
 
 def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: float, tenants: Tenants) -> None:
@@ -129,7 +118,8 @@ def keep_sweeping(engine: Engine, doorbell: Doorbell, stop: Event, lease_s: floa
         if not sweep(engine, doorbell, recovers=time.monotonic() >= recovers_at):
             recovers_at = time.monotonic() + grace_s
         at_once_only = number % SWEEPS_A_LOOK != 0 and forgotten != MOST_FORGOTTEN
-        forgotten = attempt(partial(forget, engine, tenants, at_once_only=at_once_only))
+        look = partial(forget, engine, tenants, at_once_only=at_once_only)
+        forgotten = attempt(look, service="upkeep", retry_s=SWEEP_S)
 
 
 def _tell(jobs: Sequence[Recovered]) -> None:

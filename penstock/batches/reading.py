@@ -1,7 +1,7 @@
 """The items of a batch, one by one, from a file, a folder or a query. It must not know what becomes of them.
 
 An item that cannot be read is told by its number and its reason, and those behind it are read all the same. Whatever
-the length of the input, one item is held at a time.
+the length of the input, one item is held at a time; of a folder or a glob, the paths too.
 """
 
 import csv

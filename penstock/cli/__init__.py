@@ -27,8 +27,6 @@ TROUBLES = {
     "53300": "it has no connection left; try again, or raise max_connections",
 }
 """What is wrong, by the SQLSTATE that Postgres gives, and what to do."""
-AWAY = ("08", "57P01", "57P02", "57P03")
-"""How the SQLSTATEs begin of a Postgres that is gone, going, or not there yet; libpq's own errors have none."""
 
 
 def main() -> None:
@@ -65,6 +63,8 @@ def database_trouble(error: Exception) -> str | None:
     """Say what is wrong with Postgres and what to do, or None where it is not Postgres."""
     from sqlalchemy.exc import DBAPIError, OperationalError
 
+    from penstock.store.db import is_gone
+
     if not isinstance(error, DBAPIError):
         return None
     reason = next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
@@ -73,7 +73,7 @@ def database_trouble(error: Exception) -> str | None:
         return "Postgres: " + TROUBLES[state].format(reason=reason)
     if not isinstance(error, OperationalError):
         return None
-    if state and not state.startswith(AWAY):
+    if not is_gone(error):
         return f"Postgres: {reason}; mend that, and try again"
     return f"Postgres cannot be reached: {reason}; start it (`penstock up`), or correct PENSTOCK_DATABASE_URL"
 

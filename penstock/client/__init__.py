@@ -122,7 +122,7 @@ class Client(Accounts, Aftercare):
             "on_unavailable": on_unavailable,
             "metadata": {} if metadata is None else metadata,
         }
-        return self._accepted([self._accept(fields)], connection)[0]
+        return self._store([self._accept(fields)], connection)[0]
 
     def submit_many(self, requests: Iterable[Mapping[str, Any]], *, connection: Connection | None = None) -> list[UUID]:
         """Accept many jobs, each given as a mapping of the fields of `submit`: all of them, or none.
@@ -130,14 +130,13 @@ class Client(Accounts, Aftercare):
         The InvalidRequestError of a refused one says which by its number, from 0, as in `requests[3].tenant`; an
         IdempotencyConflictError says which by its key.
         """
-        jobs = (self._accept_nth(number, fields) for number, fields in enumerate(requests))
-        return self._accepted(jobs, connection)
+        return self._store([self._accept_nth(number, fields) for number, fields in enumerate(requests)], connection)
 
-    def _accepted(self, jobs: Iterable[NewJob], connection: Connection | None) -> list[UUID]:
-        return self._load(list(jobs)) if connection is None else self._join(connection, list(jobs))
-
-    def _load(self, jobs: list[NewJob]) -> list[UUID]:
-        """Write in a transaction of our own, which begins when all are checked: it holds keys that others may want."""
+    def _store(self, jobs: list[NewJob], connection: Connection | None) -> list[UUID]:
+        """Write when all are checked: the transaction holds keys that others may want. The feeder finds a caller's."""
+        if connection is not None:
+            with connection.begin_nested():
+                return [row.id for chunk in _chunks(jobs) for row in submit(connection, chunk, window=0)]
         accepted: list[Accepted] = []
         with self._engine.begin() as own:
             for chunk in _chunks(jobs):
@@ -146,11 +145,6 @@ class Client(Accounts, Aftercare):
         reach(Failpoint.PRODUCER_COMMITTED)
         self._doorbell.ring(_born_released(jobs, accepted))
         return [row.id for row in accepted]
-
-    def _join(self, connection: Connection, jobs: Iterable[NewJob]) -> list[UUID]:
-        """Write within the caller's transaction; the feeder finds what it commits."""
-        with connection.begin_nested():
-            return [row.id for chunk in _chunks(jobs) for row in submit(connection, chunk, window=0)]
 
     def get(self, job_id: UUID | str) -> Job:
         """Look a job up; raise JobNotFoundError.

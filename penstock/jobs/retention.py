@@ -96,14 +96,14 @@ SURVEY = text(f"""
     FROM bound
 """)  # noqa: S608 - no value is interpolated
 
-# A purge that this waited for may have set `kept_until`: a condition on it would still see that it had not.
+# `kept_until` is set whatever it was: a purge and a fetch that meet see each other in the row of the job alone.
 FETCHED = text("""
     WITH job AS (
         SELECT id FROM jobs WHERE id = :job_id AND state = 'succeeded' AND ended_at = :ended_at FOR UPDATE
     ), fetched AS (
         UPDATE results SET fetched_at = now() FROM job WHERE job_id = job.id AND fetched_at IS NULL RETURNING job_id
     )
-    UPDATE jobs SET kept_until = now() FROM fetched WHERE jobs.id = job_id  -- seen by a purge that waits for the row
+    UPDATE jobs SET kept_until = now() FROM fetched WHERE jobs.id = job_id
 """)
 
 HOLD = text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")

@@ -1,10 +1,12 @@
 """JSON read strictly, and JSON Schema 2020-12 over it. It must not quote a value that it judged."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib import import_module
+from itertools import islice
 from typing import Any, NoReturn
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -54,6 +56,7 @@ class JsonSchema:
         if document.get("$schema", DIALECT) != DIALECT:
             raise ValueError(f"$schema must be {DIALECT}")
         self.document: dict[str, Any] = document
+        self._verdicts: dict[bytes, Violation | None] = {}
         self._refuse_invalid()
 
     def violation(self, value: Any) -> Violation | None:
@@ -69,10 +72,17 @@ class JsonSchema:
         named = {*self.document.get("properties", ()), *self.document.get("required", ())}
         return name in named or not self.document.keys() <= BY_NAME
 
-    @cached_property
-    def violation_of(self) -> Callable[[tuple[tuple[str, str], ...]], Violation | None]:
-        """Judge an object of strings, given as its items; many requests share the same few values."""
-        return lru_cache(maxsize=KEPT_VERDICTS)(lambda items: self.violation(dict(items)))
+    def violation_of(self, items: tuple[tuple[str, str], ...]) -> Violation | None:
+        """Judge an object of strings, given as its items: many requests share the same few values.
+
+        Verdicts are kept by a digest: what tenants wrote is not.
+        """
+        digest = hashlib.sha256(repr(items).encode()).digest()
+        if digest in (verdicts := self._verdicts):
+            return verdicts[digest]
+        violation = self.violation(dict(items))
+        self._verdicts = {**dict(islice(verdicts.items(), KEPT_VERDICTS - 1)), digest: violation}
+        return violation
 
     def _refuse_invalid(self) -> None:
         try:

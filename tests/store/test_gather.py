@@ -53,6 +53,12 @@ def written(engine: Engine) -> set[str]:
         return set(connection.scalars(text("SELECT id FROM workers")))
 
 
+def waiters(engine: Engine) -> int:
+    """Count the transactions that wait for a lock."""
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")) or 0
+
+
 def test_callers_share_one_statement_and_each_gets_its_own_answer(engine: Engine, settings: Settings) -> None:
     write = Writing()
     names = [f"w{number}" for number in range(100)]
@@ -191,7 +197,9 @@ def test_rows_that_come_one_by_one_queue_in_two_transactions_and_not_in_many(
             waiting = []
             for name in names:
                 waiting.append(asyncio.create_task(gatherer.add(name)))
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0)
+            while await asyncio.to_thread(waiters, engine) < 2:
+                await asyncio.sleep(0.01)
             taken = on.pool.checkedout()  # type: ignore[attr-defined]
         return taken, await asyncio.gather(*waiting)
 
@@ -202,18 +210,13 @@ def test_rows_that_come_one_by_one_queue_in_two_transactions_and_not_in_many(
     assert written(engine) == set(names)
 
 
-def somebody_waits(engine: Engine) -> bool:
-    with engine.connect() as connection:
-        return bool(connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
-
-
 def test_a_row_that_somebody_holds_does_not_keep_those_behind_it(engine: Engine, settings: Settings) -> None:
     async def work(on: AsyncEngine) -> list[str]:
         gatherer = Gatherer(on, Writing(), wait_s=0)
         with engine.connect() as holder:
             holder.execute(INSERT, {"id": "held"})
             held = asyncio.create_task(gatherer.add("held"))
-            while not await asyncio.to_thread(somebody_waits, engine):
+            while not await asyncio.to_thread(waiters, engine):
                 await asyncio.sleep(0.01)
             answers = [await gatherer.add(name) for name in ("a", "b")]
             assert not held.done()

@@ -19,7 +19,7 @@ from penstock.store.db import sync_engine
 from penstock.tenants import TenantFile, Tenants
 from tests.conftest import ROOT
 from workers import feeder, upkeep
-from workers.feeder import goes_well
+from workers.steps import attempt
 from workers.upkeep import keep_sweeping, sweep
 
 DATABASE_URL, REDIS_URL = "postgresql://127.0.0.1:1/nobody", "redis://127.0.0.1:1/0"
@@ -161,12 +161,12 @@ def test_periods_of_days_are_looked_at_once_a_minute_and_at_each_pass_while_ther
         (BUG, "internal_error"),
     ],
 )
-def test_what_goes_wrong_with_one_tier_is_told_and_does_not_stop_the_feeder(error: Exception, event: str) -> None:
-    def fail() -> None:
+def test_what_goes_wrong_in_a_step_is_told_and_given_back(error: Exception, event: str) -> None:
+    def fail() -> int:
         raise error
 
     with capture_logs() as lines:
-        assert [goes_well(step) for step in (fail, lambda: None)] == [False, True]
+        assert [attempt(step, service="feeder", retry_s=1.0) for step in (fail, lambda: 7)] == [error, 7]
     assert [line["event"] for line in lines] == [event]
 
 
