@@ -314,16 +314,16 @@ def test_migrate_says_what_waits_for_older_processes_and_contract_finishes_it(
     bare: Penstock, services: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = (
-        "the schema is ready for this version; 0005, 0006 must wait until no older one runs: "
+        "the schema is ready for this version; 0009, 0010 must wait until no older one runs: "
         "then `penstock migrate --contract`\n"
     )
     with empty_database(services.postgres.url) as database:
         bring_to(database, "0002")
         monkeypatch.setenv("PENSTOCK_DATABASE_URL", address(database))
         assert bare("migrate") == bare("migrate") == Ran(0, waits, "")
-        assert version(database) == "0004"
+        assert version(database) == "0008"
         assert bare("migrate", "--contract") == Ran(0, "the schema is up to date\n", "")
-        assert version(database) == "0006"
+        assert version(database) == "0010"
         assert bare("migrate") == Ran(0, "the schema is up to date\n", "")
 
 
@@ -333,7 +333,7 @@ def test_migrate_brings_an_empty_database_up_to_date(
     with empty_database(services.postgres.url) as database:
         monkeypatch.setenv("PENSTOCK_DATABASE_URL", address(database))
         assert bare("migrate") == Ran(0, "the schema is up to date\n", "")
-        assert version(database) == "0006"
+        assert version(database) == "0010"
 
 
 @pytest.mark.parametrize("command", [["jobs", "list"], ["dead", "list"], ["submit", PLAIN, "--tenant", "acme"]])

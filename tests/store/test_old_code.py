@@ -91,7 +91,7 @@ def test_the_code_before_the_third_version_goes_on_beside_it(database: Engine, m
     assert found["spending"] == []
 
 
-@pytest.mark.parametrize("version", ["0003", "0004", "0005", "0006"])
+@pytest.mark.parametrize("version", ["0008", "0009", "0010"])
 @pytest.mark.parametrize(
     "close",
     [
@@ -149,12 +149,12 @@ def test_what_the_old_code_closed_is_booked_once_its_last_process_has_stopped(
 
 
 def test_the_old_code_changes_no_closed_row_once_the_schema_has_contracted(database: Engine, move: Move) -> None:
-    move("0004")
+    move("0008")
     job_id = old_code.run_job(database)
     settled, unknown, open_ = (old_code.intend(database, job_id) for _ in range(3))
     old_code.settle(database, settled, 300)
     old_code.settle(database, unknown, None)
-    move("0005")
+    move("0009")
     before = contents(database)
     for change in (
         lambda: old_code.settle(database, unknown, 200),
@@ -179,7 +179,7 @@ def test_a_call_of_the_old_code_and_the_migration_do_not_stop_each_other(databas
         calling = threads.submit(old_code.intend, database, job_id)
         eventually(lambda: calling.done() or blocked(database) == 2)
         reader.rollback()
-        assert migrating.result() == ["0005", "0006"]
+        assert migrating.result() == ["0009", "0010"]
         assert closed(database, calling.result()) == ("intent", UPPER_BOUND, None, None)
 
 

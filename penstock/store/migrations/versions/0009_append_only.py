@@ -4,8 +4,8 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0009"
+down_revision = "0008"
 phase = "contract"
 
 
@@ -16,6 +16,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them."""
+    op.execute("ALTER TABLE jobs DROP CONSTRAINT jobs_state_check")
     op.execute("ALTER TABLE ledger DROP CONSTRAINT ledger_upper_bound_tokens_check, DROP CONSTRAINT ledger_outcome_check")
     op.execute("DROP TRIGGER ledger_is_append_only ON ledger")
     op.execute("DROP TRIGGER ledger_corrections_are_append_only ON ledger_corrections")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0010"
+down_revision = "0009"
 phase = "contract"
 
 
@@ -14,6 +14,7 @@ def upgrade() -> None:
 
     In this order: what is booked is locked until the end.
     """
+    op.execute("ALTER TABLE jobs VALIDATE CONSTRAINT jobs_state_check")
     op.execute("ALTER TABLE ledger VALIDATE CONSTRAINT ledger_upper_bound_tokens_check")
     op.execute("ALTER TABLE ledger VALIDATE CONSTRAINT ledger_outcome_check")
     op.execute(Path(__file__).with_name("0004_spending.sql").read_text())
