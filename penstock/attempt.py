@@ -29,6 +29,9 @@ from penstock.schemas import OnUnavailable
 DEPLOYMENT_S = 30.0
 """How long a job waits when this worker lacks its prompt or tier: another one may have them, or soon will."""
 
+BATCH_STOPS_S = 60.0
+"""How long a job of a batch waits whose budget is used up: long enough for the batch to be stopped."""
+
 LONGEST_HELD_PAUSE_S = 30.0
 HELD_PAUSES_A_WAIT = 4
 """A job that waits for what others hold of its budget asks again after a fourth of its age, or half of what is left."""
@@ -127,6 +130,7 @@ def _request(job: ClaimedJob) -> ai.CompletionRequest:
             fence=job.fence,
             tenant=job.tenant,
             project=job.project,
+            batch_id=job.batch_id,
             tier=job.tier,
             deadline=job.deadline,
         ),
@@ -135,6 +139,9 @@ def _request(job: ClaimedJob) -> ai.CompletionRequest:
 
 async def _not_admitted(house: House, job: ClaimedJob, error: NotAdmittedError) -> Ending:
     """Put the job back to where it was, due when it may be admitted; or take the way that it accepts instead."""
+    if error.wait_s is None and job.batch_id is not None and isinstance(error, BudgetError) and not error.degrades:
+        telemetry.emit("budget.exhausted", tenant=job.tenant, **error.budget)
+        return Ending(job.id, job.fence, Outcome.DEFERRED, error.reason, error.detail, delay_s=BATCH_STOPS_S)
     gives_up = error.reason is Reason.UNAVAILABLE and job.on_unavailable is not OnUnavailable.WAIT
     if error.wait_s is None or gives_up:
         degrades = None

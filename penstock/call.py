@@ -15,7 +15,7 @@ from penstock.admission import Admission
 from penstock.errors import BudgetError, FencedError, OutputInvalidError, OutputTruncatedError, ProviderError, Reason
 from penstock.failpoints import Failpoint, reach
 from penstock.house import House
-from penstock.money.budgets import OnExhausted
+from penstock.money.budgets import OnExhausted, Period
 from penstock.money.holds import Hold, Shortfall
 from penstock.money.ledger import CallOutcome, Intent, Settlement
 from penstock.money.prices import Price, UpperBound
@@ -37,6 +37,7 @@ class CallContext(Frozen):
     tenant: str
     tier: str
     project: str = ""
+    batch_id: UUID | None = None
     deadline: datetime | None = None
 
 
@@ -136,6 +137,7 @@ async def _intend(house: House, call: Call) -> Hold:
         bound=bound_of(call.rendered, call.price),
         max_tokens=call.admission.size.max_tokens,
         least_max_tokens=max(1, call.admission.size.output),
+        batch_id=context.batch_id,
     )
     writing = asyncio.ensure_future(house.journal.intend.add(intent))
     if await _was_stopped(writing):
@@ -163,13 +165,14 @@ def bound_of(rendered: RenderedPrompt, price: Price) -> UpperBound:
 def _budget_error(shortfall: Shortfall) -> BudgetError:
     budget = shortfall.budget
     whose = f"project {budget.project!r}" if budget.project else "its tenant"
-    limit = f"the {budget.period}'s budget of {whose}, {budget.written(budget.hard_limit or 0)}"
+    name = "what its batch may cost" if budget.period is Period.BATCH else f"the {budget.period}'s budget of {whose}"
+    limit = f"{name}, {budget.written(budget.hard_limit or 0)}"
     reason, detail, wait_s = Reason.BUDGET_EXHAUSTED, f"too little is left of {limit}", None
     if shortfall.may_pass:
         reason, detail, wait_s = Reason.BUDGET_HELD, f"calls under way hold what is left of {limit}", HELD_PAUSE_S
     degrades = budget.on_exhausted is OnExhausted.DEGRADE
-    name = {"project": budget.project, "period": budget.period.value, "unit": budget.unit.value}
-    return BudgetError(reason, detail, wait_s, degrades=degrades, budget=name, room=shortfall.room)
+    key = {"project": budget.project, "period": budget.period.value, "unit": budget.unit.value}
+    return BudgetError(reason, detail, wait_s, degrades=degrades, budget=key, room=shortfall.room)
 
 
 async def _send(house: House, call: Call) -> ModelAnswer:

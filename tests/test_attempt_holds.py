@@ -16,7 +16,7 @@ from penstock.clock import SystemClock
 from penstock.errors import Reason
 from penstock.house import House
 from penstock.jobs.execution import Outcome
-from penstock.money.budgets import Period, Unit
+from penstock.money.budgets import CALENDAR, Period, Unit
 from penstock.money.ledger import CallOutcome
 from penstock.schemas import dollars
 from tests import admission_rooms
@@ -368,7 +368,7 @@ class TestWhatCallsLeave:
         assert (cost > 0) is (outcome in {CallOutcome.ANSWERED, CallOutcome.UNKNOWN})
         spent = assert_balanced(gated.engine)
         assert {(project, period) for _, project, period, _ in spent} == {
-            (project, period) for project in ("", "demo") for period in Period
+            (project, period) for project in ("", "demo") for period in CALENDAR
         }
         settled_tokens = call.upper_bound_tokens if outcome is CallOutcome.UNKNOWN else tokens
         assert set(map(astuple, spent.values())) == {(cost, 0, settled_tokens, 0)}

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bench.budgets.processes import Run, empty, end, go, intent_of, make_jobs, set_all, start
 from bench.report import Report
 from penstock.house import Journal
-from penstock.money.budgets import Budget, Period, Unit
+from penstock.money.budgets import CALENDAR, Budget, Period, Unit
 from penstock.money.holds import Hold
 from penstock.money.ledger import CallOutcome, Intent, Settlement
 from penstock.money.prices import PER_TOKENS, UpperBound
@@ -101,7 +101,7 @@ def run(engine: Engine, plan: Plan, load: Load) -> list[str]:
     empty(engine)
     names = [f"tenant-{number}" for number in range(load.tenants)]
     wide = NO_LIMIT // 2, NO_LIMIT
-    set_all(engine, [Budget(name, period, unit, "", *wide) for name in names for period in Period for unit in Unit])
+    set_all(engine, [Budget(name, period, unit, "", *wide) for name in names for period in CALENDAR for unit in Unit])
     runs = make_jobs(engine, [(names[number % load.tenants], "") for number in range(IN_FLIGHT)])
     url = engine.url.render_as_string(hide_password=False)
     orders = {"role": load.role, "url": url, **asdict(plan)}

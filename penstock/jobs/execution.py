@@ -47,6 +47,7 @@ class ClaimedJob:
     variables: dict[str, str]
     document: str | None
     project: str = ""
+    batch_id: UUID | None = None
 
 
 REFUSED_AGE_S = 60
@@ -74,7 +75,7 @@ CLAIM = text(
     ), history AS (
         INSERT INTO attempts (job_id, fence, worker, released_at) SELECT id, fence, worker, released_at FROM claimed
     )
-    SELECT id, fence, claimed.worker, tenant, project, prompt_id, prompt_version, prompt_digest, tier, lane, failures,
+    SELECT id, fence, claimed.worker, tenant, project, batch_id, prompt_id, prompt_version, prompt_digest, tier, lane, failures,
         on_unavailable, deadline, created_at, started_at, payloads.variables, payloads.document,
         extract(epoch FROM now() - released_at)::float8 AS waited_s,
         extract(epoch FROM deadline - now())::float8 AS ends_in_s
@@ -97,6 +98,7 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
             worker=row.worker,
             tenant=row.tenant,
             project=row.project,
+            batch_id=row.batch_id,
             prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
             tier=row.tier,
             lane=Lane(row.lane),

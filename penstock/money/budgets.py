@@ -1,7 +1,8 @@
 """What a tenant may spend. It must not know what has been spent, or what a call costs.
 
-A budget holds for a tenant or one of its projects, for a day or a month (UTC), in nano-dollars or in tokens. It is a
-row, so that a change acts on the next call of every process. No row, or no hard limit, is any amount; zero is nothing.
+A budget holds for a tenant or one of its projects, for a day or a month (UTC), in nano-dollars or in tokens; or for a
+batch, whose id then stands in the place of the project. It is a row, so that a change acts on the next call of every
+process. No row, or no hard limit, is any amount; zero is nothing.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,10 +20,14 @@ Kept = Literal["soft_limit", "hard_limit", "on_exhausted"]
 
 
 class Period(StrEnum):
-    """For how long a budget lasts; both begin at midnight UTC."""
+    """For how long a budget lasts; days and months begin at midnight UTC, a batch lasts until it ends."""
 
     DAY = "day"
     MONTH = "month"
+    BATCH = "batch"
+
+
+CALENDAR = (Period.DAY, Period.MONTH)
 
 
 class Unit(StrEnum):
@@ -97,7 +102,8 @@ REMOVE = text("""
 
 LIST = text("""
     SELECT tenant, project, period, unit, soft_limit, hard_limit, on_exhausted FROM budgets
-    WHERE CAST(:tenants AS text[]) IS NULL OR tenant = ANY(CAST(:tenants AS text[]))
+    WHERE (CAST(:tenants AS text[]) IS NULL OR tenant = ANY(CAST(:tenants AS text[])))
+        AND period = ANY(CAST(:periods AS text[]))
     ORDER BY tenant, project, period, unit
 """)
 
@@ -125,14 +131,15 @@ def remove_budget(connection: Connection, tenant: str, project: str, period: Per
 
 
 def list_budgets(connection: Connection, tenant: str | None = None) -> list[Budget]:
-    """List the budgets of a tenant, or of all."""
-    return budgets_of(connection, None if tenant is None else [tenant])
+    """List the budgets of a tenant, or of all, for days and months."""
+    values = {"tenants": None if tenant is None else [tenant], "periods": list(CALENDAR)}
+    return [_budget(row) for row in connection.execute(LIST, values)]
 
 
-def budgets_of(connection: Connection, tenants: Sequence[str] | None) -> list[Budget]:
-    """List the budgets of several tenants, or of all."""
-    rows = connection.execute(LIST, {"tenants": None if tenants is None else list(tenants)})
-    return [_budget(row) for row in rows]
+def budgets_of(connection: Connection, tenants: Sequence[str]) -> list[Budget]:
+    """List what limits the calls of several tenants: their budgets, and those of their batches."""
+    values = {"tenants": list(tenants), "periods": list(Period)}
+    return [_budget(row) for row in connection.execute(LIST, values)]
 
 
 def _budget(row: Any) -> Budget:

@@ -6,13 +6,14 @@ hold is the upper bound of what the call can cost, so that what is settled and h
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
-from penstock.money.budgets import Budget, OnExhausted, Period, Unit
+from penstock.money.budgets import CALENDAR, Budget, OnExhausted, Period, Unit
 from penstock.money.prices import UpperBound
 
 Amounts = dict[Unit, int]
 Account = tuple[str, str, Period]
-"""A tenant, a project of it or '', and the current day or month."""
+"""A tenant, a project of it or '', and the current day or month; or a tenant, the id of a batch, and Period.BATCH."""
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Want:
     bound: UpperBound
     max_tokens: int
     least_max_tokens: int
+    batch_id: UUID | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class Shortfall:
     room: int = field(default=0, compare=False)
 
 
-def accounts_of(tenant: str, project: str) -> list[Account]:
-    """Name the accounts that a call is booked on: its tenant's and its project's, by day and by month."""
+def accounts_of(tenant: str, project: str, batch_id: UUID | None = None) -> list[Account]:
+    """Name the accounts that a call is booked on: its tenant's and its project's by day and by month, its batch's."""
     projects = dict.fromkeys(("", project))
-    return [(tenant, whose, period) for whose in projects for period in Period]
+    accounts = [(tenant, whose, period) for whose in projects for period in CALENDAR]
+    return accounts if batch_id is None else [*accounts, (tenant, str(batch_id), Period.BATCH)]
 
 
 def decide(wants: Sequence[Want], budgets: Iterable[Budget], spent: Mapping[Account, Spent]) -> list[Hold | Shortfall]:
@@ -73,7 +76,7 @@ def decide(wants: Sequence[Want], budgets: Iterable[Budget], spent: Mapping[Acco
 
 
 def _decide(want: Want, limits: Mapping[Account, list[Budget]], spent: Mapping[Account, Spent]) -> Hold | Shortfall:
-    accounts = accounts_of(want.tenant, want.project)
+    accounts = accounts_of(want.tenant, want.project, want.batch_id)
     own = [(budget, spent[account]) for account in accounts for budget in limits.get(account, ())]
     shortfalls = [found for budget, so_far in own if (found := _shortfall(want, budget, so_far)) is not None]
     if shortfalls:

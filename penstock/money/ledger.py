@@ -51,6 +51,7 @@ class Intent:
     bound: UpperBound
     max_tokens: int
     least_max_tokens: int
+    batch_id: UUID | None = None
 
 
 NOTHING = Usage()
@@ -95,14 +96,14 @@ KNOWN = text("""
 INTEND = text(f"""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
-            call_id uuid, job_id uuid, fence bigint, tenant text, project text, prompt_id text, prompt_version text,
+            call_id uuid, job_id uuid, batch_id uuid, fence bigint, tenant text, project text, prompt_id text, prompt_version text,
             tier text, deployment text, account text, model_asked text, price_version text, max_tokens integer,
             over_soft_limit boolean, upper_bound_nanodollars bigint, upper_bound_tokens bigint)
     ), made AS (
-        INSERT INTO ledger (call_id, job_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
+        INSERT INTO ledger (call_id, job_id, batch_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
             account, model_asked, price_version, max_tokens, over_soft_limit, state, upper_bound_nanodollars,
             upper_bound_tokens, nanodollars)
-        SELECT call_id, job_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
+        SELECT call_id, job_id, batch_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
             account, model_asked, price_version, max_tokens, over_soft_limit, 'intent', upper_bound_nanodollars,
             upper_bound_tokens, upper_bound_nanodollars
         FROM given
@@ -111,7 +112,7 @@ INTEND = text(f"""
         ON CONFLICT (call_id) DO NOTHING
         RETURNING *
     ), moved AS (
-        SELECT tenant, project, intended_at, 0 AS settled_nanodollars, upper_bound_nanodollars AS held_nanodollars,
+        SELECT tenant, project, batch_id, intended_at, 0 AS settled_nanodollars, upper_bound_nanodollars AS held_nanodollars,
             0 AS settled_tokens, upper_bound_tokens AS held_tokens
         FROM made
     ), {spending.MOVE}
@@ -161,12 +162,12 @@ SETTLE = text(f"""
         ON CONFLICT DO NOTHING
         RETURNING *
     ), moved AS (
-        SELECT tenant, project, intended_at, nanodollars AS settled_nanodollars,
+        SELECT tenant, project, batch_id, intended_at, nanodollars AS settled_nanodollars,
             CASE WHEN state = 'unknown' THEN coalesce(upper_bound_tokens, 0) ELSE {TOKENS} END AS settled_tokens,
             {RELEASE_HOLD}
         FROM closed
         UNION ALL
-        SELECT taken.tenant, taken.project, taken.intended_at, corrected.nanodollars,
+        SELECT taken.tenant, taken.project, taken.batch_id, taken.intended_at, corrected.nanodollars,
             corrected.input_tokens + corrected.cached_input_tokens + corrected.cache_write_tokens
                 + corrected.output_tokens + corrected.reasoning_tokens
                 - (NOT so_far.has_usage)::integer * coalesce(taken.upper_bound_tokens, 0), 0, 0
@@ -207,7 +208,7 @@ ABANDON = text(f"""
         FROM taken WHERE ledger.call_id = taken.call_id
         RETURNING ledger.*
     ), moved AS (
-        SELECT tenant, project, intended_at, nanodollars AS settled_nanodollars,
+        SELECT tenant, project, batch_id, intended_at, nanodollars AS settled_nanodollars,
             coalesce(upper_bound_tokens, 0) AS settled_tokens, {RELEASE_HOLD}
         FROM closed
     ), {spending.MOVE}
@@ -266,10 +267,12 @@ def _decide(connection: Connection, intents: Sequence[Intent]) -> list[Hold | Sh
     spent: Mapping[Account, Spent] = defaultdict(Spent)
     budgets = budgets_of(connection, tenants)
     if budgets:
-        spent = spending.lock(connection, {(intent.tenant, intent.project) for intent in intents})
+        spent = spending.lock(connection, {(intent.tenant, intent.project, intent.batch_id) for intent in intents})
         budgets = budgets_of(connection, tenants)  # as they are now that the locks were waited for
     wants = [
-        Want(intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens)
+        Want(
+            intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens, intent.batch_id
+        )
         for intent in intents
     ]
     return decide(wants, budgets, spent)
@@ -282,6 +285,7 @@ def _row(intent: Intent, hold: Hold) -> dict[str, object]:
         | {
             "call_id": str(intent.call_id),
             "job_id": str(intent.job_id),
+            "batch_id": str(intent.batch_id) if intent.batch_id else None,
             "upper_bound_nanodollars": intent.bound.nanodollars(hold.max_tokens),
             "upper_bound_tokens": intent.bound.tokens(hold.max_tokens),
         }

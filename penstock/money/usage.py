@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from penstock.money.budgets import Budget, Period, Unit, list_budgets
+from penstock.money.budgets import CALENDAR, Budget, Period, Unit, list_budgets
 from penstock.schemas import TOKEN_CLASSES, NanoDollars, Usage
 
 SHORTEST_FOR_A_FORECAST = timedelta(minutes=1)
@@ -136,7 +136,7 @@ def standing(connection: Connection, tenant: str | None, now: datetime) -> list[
     A project is there if it has spent something in the current month or has a budget, and so is a tenant that was not
     named; one that was named always is.
     """
-    starts = {period: start_of(period, now) for period in Period}
+    starts = {period: start_of(period, now) for period in CALENDAR}
     values = {"tenant": tenant, "day": starts[Period.DAY].date(), "month": starts[Period.MONTH].date()}
     spent = {(row.tenant, row.project, row.period): row for row in connection.execute(SPENT, values)}
     budgets = {
@@ -153,7 +153,7 @@ def standing(connection: Connection, tenant: str | None, now: datetime) -> list[
             budgets.get((owner, project, period, unit)),
         )
         for owner, project in sorted(owners | {(owner, "") for owner in tenants})
-        for period in Period
+        for period in CALENDAR
         for unit in Unit
     ]
 

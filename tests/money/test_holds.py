@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.money.budgets import MOST, Budget, OnExhausted, Period, Unit
+from penstock.money.budgets import CALENDAR, MOST, Budget, OnExhausted, Period, Unit
 from penstock.money.holds import Account, Hold, Shortfall, Spent, Want, accounts_of, decide
 from penstock.money.prices import PER_TOKENS, UpperBound
 
 TENANTS, PROJECTS = ("acme", "beta"), ("", "north")
-ACCOUNTS = [(tenant, project, period) for tenant in TENANTS for project in PROJECTS for period in Period]
+ACCOUNTS = [(tenant, project, period) for tenant in TENANTS for project in PROJECTS for period in CALENDAR]
 State = dict[Account, Spent]
 
 
@@ -158,7 +158,7 @@ def test_what_is_held_is_booked_on_the_tenant_and_the_project_by_day_and_month_a
     verdicts = decide(asked, budgets, spent)
     for want, verdict in zip(asked, verdicts, strict=True):
         if isinstance(verdict, Hold):
-            for account in {(want.tenant, project, period) for project in ("", want.project) for period in Period}:
+            for account in {(want.tenant, project, period) for project in ("", want.project) for period in CALENDAR}:
                 for unit in Unit:
                     expected[account].held[unit] += amount(want, unit, verdict.max_tokens)
     assert spent == expected
@@ -215,7 +215,7 @@ def limit(hard: int | None, unit: Unit = Unit.NANODOLLARS, **others: Any) -> Bud
 
 
 @pytest.mark.parametrize("unit", Unit)
-@pytest.mark.parametrize("period", Period)
+@pytest.mark.parametrize("period", CALENDAR)
 @pytest.mark.parametrize("project", ["", "north"])
 @pytest.mark.parametrize(
     ("room", "held"), [(29, None), (30, 10), (31, 11), (49, 29), (50, 30), (51, 30), (MOST, 30), (None, 30)]

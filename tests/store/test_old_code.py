@@ -142,7 +142,7 @@ def test_what_the_old_code_closed_is_booked_once_its_last_process_has_stopped(
 ) -> None:
     move("0002")
     old_code.settle(database, old_code.intend(database, old_code.run_job(database)), None)
-    move("0003")
+    move("0008")
     beside(database)
     assert migrate(database, contract=True) == []
     assert_balanced(database)

@@ -9,7 +9,8 @@ down_revision = "0004"
 phase = "expand"
 indexes = {
     "jobs_of_batch": "jobs (batch_id, batch_number) INCLUDE (state) WHERE batch_id IS NOT NULL",
-    "jobs_held_up": "jobs (batch_id) WHERE batch_id IS NOT NULL AND reason = 'budget_exhausted' AND state = 'queued'",
+    "jobs_held_up": "jobs (batch_id) WHERE batch_id IS NOT NULL AND reason = 'budget_exhausted'"
+    " AND state IN ('queued', 'retrying')",
 }
 
 
