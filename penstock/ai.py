@@ -10,33 +10,39 @@ from pydantic import Field
 
 from penstock import telemetry
 from penstock.admission import Admission, Want, admit
-from penstock.call import Answered, Call, CallContext, bound_of, make
+from penstock.call import Answered, Call, CallContext, bound_of, in_flight, make
 from penstock.errors import BudgetError, ConfigurationError, NotAdmittedError, OutputTruncatedError, ProviderError
 from penstock.house import House
 from penstock.money.budgets import Unit
 from penstock.money.prices import UpperBound
-from penstock.money.recollection import JournaledAnswer, Recollection
+from penstock.money.recollection import JournaledAnswer, Question, Recollection
 from penstock.prompts import Prompt
 from penstock.retry import TREATMENTS, Kind
-from penstock.schemas import Frozen, Lane, NanoDollars, PromptReference, RenderedPrompt, Usage
+from penstock.schemas import Frozen, Lane, NanoDollars, PromptReference, RenderedPrompt, Source, Usage
 
 __all__ = ["CallContext", "Completion", "CompletionRequest", "complete", "find_prompt"]
 
 
 class CompletionRequest(Frozen):
-    """What to ask: a prompt with its variables, of a tier's model."""
+    """What to ask: a prompt with its variables, of a tier's model.
+
+    With `sections`, which are answers to parts of a document, it is asked to put them together.
+    """
 
     prompt: PromptReference
     variables: dict[str, str]
     document: str | None
+    sections: str | None = None
     lane: Lane = Lane.INTERACTIVE
     context: CallContext
 
 
 class Completion(Frozen):
-    """What came back. `reused` says that an earlier attempt of the same job had paid for it.
+    """What came back. `reused` says that an earlier attempt of the same job had paid for it, `cached` that another job.
 
-    `over_soft_limit` says that a soft budget had been passed when it was paid for.
+    `usage` is what this job's calls had, those of earlier attempts too; `cost_nanodollars` is of this attempt alone.
+    `over_soft_limit` says that a soft budget had been passed when it was paid for. Of a document that was answered in
+    parts, `sources` are those that the text cites.
     """
 
     text: str
@@ -45,19 +51,21 @@ class Completion(Frozen):
     usage: Usage = Usage()
     cost_nanodollars: NanoDollars = Field(default=0, ge=0)
     reused: bool = False
+    cached: bool = False
     over_soft_limit: bool = False
+    sources: tuple[Source, ...] | None = None
 
 
 async def complete(house: House, request: CompletionRequest) -> Completion:
     """Answer a request, by the first deployment that may be called and does answer.
 
     Each deployment is called at most once, and again only where an answer was cut at a `max_tokens` that was lower than
-    the prompt allows. Raises NotAdmittedError when none may be called now or be paid for, ProviderError with the reason
-    class of the last call, OutputInvalidError when an answer breaks the prompt's schema, and FencedError when the job
-    belongs to a later run.
+    the prompt allows; none where the answer was paid for before. Raises NotAdmittedError when none may be called now or
+    be paid for, or another job is asking the same, ProviderError with the reason class of the last call,
+    OutputInvalidError when an answer breaks the prompt's schema, and FencedError when the job belongs to a later run.
     """
     prompt = find_prompt(house, request.prompt)
-    rendered = prompt.render(request.variables, request.document)
+    rendered = _render(prompt, request)
     digest = _digest(rendered)
     known = await _recall(house, request, digest)
     if known.answer is not None:
@@ -124,25 +132,39 @@ def find_prompt(house: House, reference: PromptReference) -> Prompt:
     return prompt
 
 
+def _render(prompt: Prompt, request: CompletionRequest) -> RenderedPrompt:
+    if request.sections is not None:
+        return prompt.render_reduction(request.variables, request.sections)
+    return prompt.render(request.variables, request.document)
+
+
 def _digest(rendered: RenderedPrompt) -> str:
     """Name what is asked, so that the same question finds its journaled answer, whichever model gave it."""
     return hashlib.sha256(json.dumps(rendered.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 async def _recall(house: House, request: CompletionRequest, digest: str) -> Recollection:
-    if request.context.fence == 1:
+    """Look for what was paid for before; raise NotAdmittedError where another job is asking the same right now."""
+    context = request.context
+    if context.is_fresh and context.fence == 1:
         return Recollection()
-    return await house.journal.recall.add((request.context.job_id, digest))
+    models = () if context.is_fresh else house.catalogue.models(context.tier)
+    known = await house.journal.recall.add(Question(context.job_id, digest, context.tenant, context.tier, models))
+    if known.is_in_flight:
+        raise in_flight()
+    return known
 
 
 def _reuse(known: JournaledAnswer, prompt: Prompt) -> Completion:
-    telemetry.emit("call.reused", call=str(known.call_id))
+    telemetry.emit("call.reused" if known.is_own else "call.cached", call=str(known.call_id))
     return Completion(
         text=prompt.parse_output(known.text),
         model_asked=known.deployment,
         model_served=known.model_served,
-        over_soft_limit=known.over_soft_limit,
-        reused=True,
+        usage=known.usage if known.is_own else Usage(),
+        over_soft_limit=known.is_own and known.over_soft_limit,
+        reused=known.is_own,
+        cached=not known.is_own,
     )
 
 

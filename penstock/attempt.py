@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
-from penstock import ai, telemetry
+from penstock import ai, long_documents, telemetry
 from penstock.degradation import can_degrade, summarise_without_model
 from penstock.errors import (
     BudgetError,
@@ -34,7 +34,7 @@ BATCH_STOPS_S = 60.0
 
 LONGEST_HELD_PAUSE_S = 30.0
 HELD_PAUSES_A_WAIT = 4
-"""A job that waits for what others hold of its budget asks again after a fourth of its age, or half of what is left."""
+"""A job that waits for other calls to end asks again after a fourth of its age, or half of what is left."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ async def _work(  # noqa: PLR0911 - a line a verdict
 ) -> tuple[Ending, int]:
     """Ask the model and say how the attempt should end, with what it cost."""
     try:
-        completion = await ai.complete(house, _request(job))
+        completion = await long_documents.complete(house, _request(job))
     except NotAdmittedError as error:
         return await _not_admitted(house, job, error), 0
     except ProviderError as error:
@@ -106,8 +106,10 @@ async def _work(  # noqa: PLR0911 - a line a verdict
         result=completion.text,
         model_asked=completion.model_asked,
         model_served=completion.model_served,
+        cached=completion.cached,
         over_soft_limit=completion.over_soft_limit,
         used_tokens=completion.usage.total_tokens,
+        sources=completion.sources,
     )
     return ending, completion.cost_nanodollars
 
@@ -133,6 +135,7 @@ def _request(job: ClaimedJob) -> ai.CompletionRequest:
             batch_id=job.batch_id,
             tier=job.tier,
             deadline=job.deadline,
+            is_fresh=job.is_fresh,
         ),
     )
 
@@ -150,7 +153,7 @@ async def _not_admitted(house: House, job: ClaimedJob, error: NotAdmittedError) 
             degrades = error.degrades
         return await _bury(house, job, error.reason, error.detail, degrades=degrades)
     wait_s = error.wait_s
-    if error.reason is Reason.BUDGET_HELD:
+    if error.reason in {Reason.BUDGET_HELD, Reason.IN_FLIGHT}:
         waited_s = (job.started_at - job.created_at).total_seconds()
         left_s = math.inf if job.deadline is None else (job.deadline - house.clock.now()).total_seconds()
         wait_s = max(wait_s, min(LONGEST_HELD_PAUSE_S, waited_s / HELD_PAUSES_A_WAIT, left_s / 2))

@@ -12,12 +12,20 @@ from uuid import UUID
 
 from penstock import admission, telemetry
 from penstock.admission import Admission
-from penstock.errors import BudgetError, FencedError, OutputInvalidError, OutputTruncatedError, ProviderError, Reason
+from penstock.errors import (
+    BudgetError,
+    FencedError,
+    NotAdmittedError,
+    OutputInvalidError,
+    OutputTruncatedError,
+    ProviderError,
+    Reason,
+)
 from penstock.failpoints import Failpoint, reach
 from penstock.house import House
 from penstock.money.budgets import OnExhausted, Period
 from penstock.money.holds import Hold, Shortfall
-from penstock.money.ledger import CallOutcome, Intent, Settlement
+from penstock.money.ledger import CallOutcome, InFlight, Intent, Settlement
 from penstock.money.prices import Price, UpperBound
 from penstock.prompts import Prompt
 from penstock.schemas import Frozen, ModelAnswer, ModelRequest, RenderedPrompt, Usage
@@ -27,10 +35,15 @@ GAVE_UP_WAITING = {408, 499, 502, 504, 524}
 """What a gateway says whose model may have answered, and billed, behind it."""
 HELD_PAUSE_S = 1.0
 """How long a job waits for what other calls hold of its budget."""
+IN_FLIGHT_PAUSE_S = 0.5
+"""How long a job waits for an answer that another one has asked for."""
 
 
 class CallContext(Frozen):
-    """For whom a call is made: the owner of the ledger row, and the run that may make the call."""
+    """For whom a call is made: the owner of the ledger row, and the run that may make the call.
+
+    `is_fresh`: what another job asks, or was answered, does not stand in for it.
+    """
 
     job_id: UUID
     fence: int
@@ -39,6 +52,7 @@ class CallContext(Frozen):
     project: str = ""
     batch_id: UUID | None = None
     deadline: datetime | None = None
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +85,8 @@ async def make(house: House, call: Call) -> Answered:
     """Make the call and give its answer.
 
     Raises ProviderError with a reason class, OutputInvalidError when the answer breaks the prompt's schema, BudgetError
-    when a hard budget has too little left, and FencedError when the job belongs to a later run. A cancellation leaves
-    the ledger row `unknown`.
+    when a hard budget has too little left, NotAdmittedError when another job is asking the same, and FencedError when
+    the job belongs to a later run. A cancellation leaves the ledger row `unknown`.
     """
     try:
         await asyncio.sleep(call.admission.wait_s)
@@ -137,6 +151,8 @@ async def _intend(house: House, call: Call) -> Hold:
         bound=bound_of(call.rendered, call.price),
         max_tokens=call.admission.size.max_tokens,
         least_max_tokens=max(1, call.admission.size.output),
+        request_digest=None if context.is_fresh else call.digest,
+        models=house.catalogue.models(context.tier),
         batch_id=context.batch_id,
     )
     writing = asyncio.ensure_future(house.journal.intend.add(intent))
@@ -149,6 +165,8 @@ async def _intend(house: House, call: Call) -> Hold:
             return hold
         case Shortfall() as shortfall:
             raise _budget_error(shortfall)
+        case InFlight():
+            raise in_flight()
         case None:
             raise FencedError(f"job {context.job_id} belongs to a later run than {context.fence}")
 
@@ -160,6 +178,11 @@ def bound_of(rendered: RenderedPrompt, price: Price) -> UpperBound:
         prompt_bytes=sum(len(message.content.encode()) for message in rendered.messages) + len(schema.encode()),
         messages=len(rendered.messages),
     )
+
+
+def in_flight() -> NotAdmittedError:
+    """Say that a job waits for the answer to another one's call."""
+    return NotAdmittedError(Reason.IN_FLIGHT, "another job of its tenant is asking the same", IN_FLIGHT_PAUSE_S)
 
 
 def _budget_error(shortfall: Shortfall) -> BudgetError:

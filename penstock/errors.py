@@ -12,6 +12,7 @@ PenstockError
 ├── OutputInvalidError         the model answered, and the answer breaks the prompt's output schema
 ├── StoreError                Postgres refused a statement, or was away for too long
 ├── FencedError                another run owns the job now; what this one did must not count
+├── BatchTakenError            somebody else stores the input of the batch, or it was cancelled
 └── JobError                   the end of a job, told to whoever waits for it
     ├── JobNotFoundError
     ├── JobDeadError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from penstock.schemas import ReportedLimits, Usage  # pydantic, which a parser's child process does not need
 
 __all__ = [
+    "BatchTakenError",
     "BudgetError",
     "ConfigurationError",
     "FencedError",
@@ -143,7 +145,7 @@ class OutputTruncatedError(ProviderError):
 
 
 class NotAdmittedError(PenstockError):
-    """No deployment may be called now: `limited`, `unavailable`, `limiter_away`, or `too_large` for ever.
+    """No deployment may be called now: `limited`, `unavailable`, `limiter_away`, `in_flight`, or `too_large` for ever.
 
     Nothing was sent or spent. `wait_s` is when to ask again; None when no waiting helps.
     """
@@ -187,6 +189,10 @@ class StoreError(PenstockError):
 
 class FencedError(PenstockError):
     """The job belongs to a later run; this one must stop without an effect."""
+
+
+class BatchTakenError(PenstockError):
+    """The input of a batch is no longer this process's to store."""
 
 
 class JobError(PenstockError):

@@ -18,7 +18,7 @@ from penstock.gates.scripts import AsyncScripts
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, claim, finish
 from penstock.money.ledger import Intent, Settlement, SoftLimitPassed, Verdict, intend, settle
 from penstock.money.prices import PriceList
-from penstock.money.recollection import Recollection, recall
+from penstock.money.recollection import Question, Recollection, recall
 from penstock.prompts import PromptLibrary
 from penstock.providers.base import Provider
 from penstock.retry import Backoff
@@ -70,7 +70,7 @@ class Journal:
         self.finish: Gatherer[Ending, bool] = Gatherer(engine, finish)
         self.intend: Gatherer[Intent, Verdict] = Gatherer(engine, intend)
         self.settle: Gatherer[Settlement, tuple[SoftLimitPassed, ...]] = Gatherer(engine, settle)
-        self.recall: Gatherer[tuple[UUID, str], Recollection] = Gatherer(engine, recall)
+        self.recall: Gatherer[Question, Recollection] = Gatherer(engine, recall)
 
     async def drain(self) -> None:
         """Return when every step that was begun is written."""

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from penstock import documents
 from penstock.clock import Clock
+from penstock.documents.division import estimate_tokens
 from penstock.errors import InvalidDocumentError, InvalidRequestError
 from penstock.jobs.submission import NewJob
-from penstock.prompts import PromptLibrary
+from penstock.prompts import Prompt, PromptLibrary
 from penstock.providers.quota import Size
 from penstock.routing import Catalogue
 from penstock.schemas import JobRequest
@@ -27,6 +28,7 @@ from penstock.settings import Settings
 BYTES_PER_TOKEN = 4
 MOST_BYTES_PER_TOKEN = 5
 """In running text. What is certain to be too large is refused; the exact count is made before the call."""
+DOCUMENT = "document"
 SHOWN_CHARACTERS = 64
 MAPPINGS = ("variables", "metadata")
 
@@ -45,6 +47,11 @@ class Intake:
         """Read tiers.toml, models.toml if it is there, and the prompts; raise ConfigurationError."""
         return cls(Catalogue.load_public(settings.config), PromptLibrary.load(settings.prompts), clock)
 
+    def resolve(self, prompt: str, version: str | None, tier: str | None) -> tuple[Prompt, str]:
+        """Find a prompt and the tier that serves it; raise InvalidRequestError."""
+        found = self._prompts.find(prompt, version)
+        return found, self._catalogue.tier(found.default_tier if tier is None else tier).name
+
     def accept(self, job_id: UUID, fields: Mapping[str, Any]) -> NewJob:
         """Make the job of a request, given as the fields of JobRequest; raise InvalidRequestError."""
         request = parse(fields)
@@ -53,11 +60,9 @@ class Intake:
         if request.deadline is not None:
             _check_deadline(request.deadline, self._clock.now())
         document = _text_of(request)
-        variables = prompt.check(request.variables, document=document)
-        size = len((document or "").encode()) + sum(len(value.encode()) for value in variables.values())
-        least = Size(prompt=size // MOST_BYTES_PER_TOKEN, max_tokens=0, output=0)
-        if too_large := self._catalogue.too_large(tier.name, least):
-            raise InvalidRequestError("document", too_large, "split it, or choose a tier with a larger quota")
+        values = prompt.check(request.variables, document=document)
+        sizes = {name: len(value.encode()) for name, value in values.items()}
+        self._refuse_too_large(prompt, tier.name, sizes)
         return NewJob(
             id=job_id,
             tenant=request.tenant,
@@ -66,7 +71,7 @@ class Intake:
             tier=tier.name,
             lane=request.lane,
             priority=request.priority,
-            estimated_tokens=size // BYTES_PER_TOKEN + prompt.max_tokens,
+            estimated_tokens=self._estimate(prompt, tier.name, sum(sizes.values()) // BYTES_PER_TOKEN),
             variables=request.variables,
             document=document,
             document_name=request.document_name or _name_of(request.document),
@@ -76,7 +81,22 @@ class Intake:
             deadline=request.deadline,
             on_unavailable=request.on_unavailable,
             fallback_tiers=prompt.tiers_after(tier.name),
+            is_fresh=request.fresh,
         )
+
+    def _refuse_too_large(self, prompt: Prompt, tier: str, sizes: Mapping[str, int]) -> None:
+        """Refuse what no minute of a quota can take; a document that can be read in parts is never too large."""
+        size = sum(size for name, size in sizes.items() if not (prompt.is_reducible and name == DOCUMENT))
+        least = Size(prompt=size // MOST_BYTES_PER_TOKEN, max_tokens=0, output=0)
+        if too_large := self._catalogue.too_large(tier, least):
+            raise InvalidRequestError("document", too_large, "split it, or choose a tier with a larger quota")
+
+    def _estimate(self, prompt: Prompt, tier: str, tokens: int) -> int:
+        """Estimate what the job takes, all its calls together."""
+        capacity = self._catalogue.capacity(tier)
+        if capacity is None or not prompt.is_reducible:
+            return tokens + prompt.max_tokens
+        return estimate_tokens(tokens, prompt.max_tokens, capacity)
 
 
 def parse(fields: Mapping[str, Any]) -> JobRequest:
@@ -113,6 +133,7 @@ def _cure(field: str) -> str:
         "priority": "use a whole number from 0 to 9, where 9 goes first",
         "deadline": "use an ISO 8601 time with its UTC offset",
         "on_unavailable": "use 'wait', 'degrade' or 'fail'",
+        "fresh": "use true or false",
         "prompt": "give the id of a prompt",
         "document": "give text, bytes with their media_type, or a pathlib.Path",
         "variables": "use strings, without NUL, for names and values",
@@ -177,4 +198,6 @@ def _digest(request: JobRequest, document: str | None) -> str:
     asked = [request.prompt, request.prompt_version, request.tier, sorted(request.variables.items()), document]
     if request.project:
         asked.append(request.project)
+    if request.fresh:
+        asked.append({"fresh": True})
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

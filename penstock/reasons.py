@@ -24,6 +24,7 @@ class Reason(StrEnum):
     LIMITER_AWAY = "limiter_away"
     UNAVAILABLE = "unavailable"
     TOO_LARGE = "too_large"
+    IN_FLIGHT = "in_flight"
     BUDGET_HELD = "budget_held"
     BUDGET_EXHAUSTED = "budget_exhausted"
     INVALID = "invalid"

@@ -58,6 +58,7 @@ TREATMENTS: dict[Reason, Treatment] = {
     Reason.LIMITER_AWAY: Treatment(Kind.THROTTLED),
     Reason.UNAVAILABLE: Treatment(Kind.PERMANENT, degrades=True),
     Reason.TOO_LARGE: Treatment(Kind.PERMANENT, degrades=True),
+    Reason.IN_FLIGHT: Treatment(Kind.THROTTLED),
     Reason.BUDGET_HELD: Treatment(Kind.THROTTLED, elsewhere=True),
     Reason.BUDGET_EXHAUSTED: Treatment(Kind.PERMANENT, elsewhere=True, degrades=True),
     Reason.INVALID: THEIRS,

@@ -53,6 +53,7 @@ class ModelEntry(Frozen):
 class ModelFile(Frozen):
     """The shape of models.toml."""
 
+    embeddings: str | None = Field(default=None, description="the one of `models` that turns instructions into vectors")
     models: dict[str, ModelEntry] = Field(min_length=1)
     quotas: dict[str, QuotaEntry] = Field(default_factory=dict)
 
@@ -60,10 +61,13 @@ class ModelFile(Frozen):
 class Catalogue:
     """The tiers and their deployments, as the configuration has them."""
 
-    def __init__(self, tiers: dict[str, Tier], deployments: dict[str, Deployment]) -> None:
-        """Keep what `load` has checked."""
+    def __init__(
+        self, tiers: dict[str, Tier], deployments: dict[str, Deployment], embeddings: Deployment | None = None
+    ) -> None:
+        """Keep what `load` has checked; `embeddings` turns instructions into vectors, and is in no tier."""
         self._tiers = tiers
         self._deployments = deployments
+        self.embeddings = embeddings
 
     @classmethod
     def load_tiers(cls, folder: Path) -> "Catalogue":
@@ -97,13 +101,15 @@ class Catalogue:
                     )
         used = sorted({name for tier in tiers.values() for name in tier.deployments})
         quotas = {name: Quota(name=name, **entry.model_dump()) for name, entry in file.quotas.items()}
-        return cls(
-            tiers,
-            {
-                name: _deployment(path, name, entries[name], _quota(path, name, entries[name], quotas), keys=with_keys)
-                for name in used
-            },
-        )
+
+        def deployment(name: str) -> Deployment:
+            return _deployment(path, name, entries[name], _quota(path, name, entries[name], quotas), keys=with_keys)
+
+        embeddings = None
+        if file.embeddings is not None:
+            _require_apart(path, file.embeddings, entries, used)
+            embeddings = deployment(file.embeddings).model_copy(update={"is_embedding": True})
+        return cls(tiers, {name: deployment(name) for name in used}, embeddings)
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -112,8 +118,8 @@ class Catalogue:
 
     @property
     def deployment_names(self) -> tuple[str, ...]:
-        """Give the names of the deployments that the tiers use; each needs a price."""
-        return tuple(self._deployments)
+        """Give the names of the deployments that are called; each needs a price."""
+        return (*self._deployments, *([self.embeddings.name] if self.embeddings else []))
 
     def tier(self, name: str) -> Tier:
         """Find a tier; raise InvalidRequestError that lists those that exist."""
@@ -143,9 +149,32 @@ class Catalogue:
             return None
         return f"it needs more {lacks[0]} than any quota of tier {tier!r} gives in a minute"
 
+    def capacity(self, tier: str) -> int | None:
+        """Give the tokens, prompt and answer together, of the largest call that some deployment of a tier can take.
+
+        Its context window bounds it, and a minute of its quota. None where the deployments are not known.
+        """
+        names = self.tier(tier).deployments
+        known = [self._deployments[name] for name in names if name in self._deployments]
+        return max((deployment.capacity for deployment in known), default=None)
+
     def deployments(self, tier: str) -> tuple[Deployment, ...]:
         """Give the deployments of a tier in order of preference."""
         return tuple(self._deployments[name] for name in self.tier(tier).deployments)
+
+    def models(self, tier: str) -> tuple[str, ...]:
+        """Give the models of a tier in order of preference; several deployments may have the same."""
+        return tuple(dict.fromkeys(deployment.model for deployment in self.deployments(tier)))
+
+
+def _require_apart(path: Path, name: str, entries: dict[str, ModelEntry], used: list[str]) -> None:
+    if name not in entries:
+        reason, cure = f"there is no model {name!r}", f"use one of {sorted(entries)}, or add it"
+    elif name in used:
+        reason, cure = f"{name!r} answers for a tier, and cannot give vectors too", "use a model for embeddings"
+    else:
+        return
+    raise ConfigurationError(str(path), "key 'embeddings'", reason, cure)
 
 
 def _quota(path: Path, name: str, entry: ModelEntry, quotas: dict[str, Quota]) -> Quota | None:

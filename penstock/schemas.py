@@ -63,6 +63,7 @@ class OnUnavailable(StrEnum):
 class JobState(StrEnum):
     """Where a job stands; the diagram is in docs/jobs.md."""
 
+    PAUSED = "paused"
     QUEUED = "queued"
     RELEASED = "released"
     RUNNING = "running"
@@ -199,20 +200,32 @@ class JobRequest(Frozen):
     idempotency_key: IdempotencyKey | None = None
     deadline: AwareDatetime | None = None
     on_unavailable: OnUnavailable = OnUnavailable.WAIT
+    fresh: bool = Field(default=False, strict=True)
     metadata: dict[Text, Text] = Field(default_factory=dict)
+
+
+class Source(Frozen):
+    """A section of a long document that a result cites: the characters from `start` up to, not including, `end`."""
+
+    number: int = Field(ge=1)
+    start: int = Field(ge=0)
+    end: int
+    heading: str
 
 
 class Job(Frozen):
     """A job as anybody outside sees it. `cost_nanodollars` sums every call that was made for it.
 
-    `degraded` says that no model wrote the result: sentences of the document stand in for an answer.
-    `over_soft_limit` says that a soft budget had been passed when the result was paid for. Since `purged_at` no text of
-    the job is kept.
+    `degraded` says that no model wrote the result: sentences of the document stand in for an answer. `cached` says that
+    another job of the tenant had paid for it. `sources` are the sections of a long document that the result cites; None
+    where the document was read at once. `over_soft_limit` says that a soft budget had been passed when the result was
+    paid for. Since `purged_at` no text of the job is kept.
     """
 
     id: UUID
     tenant: str
     project: str
+    batch_id: UUID | None
     state: JobState
     prompt: PromptReference
     tier: str
@@ -231,6 +244,8 @@ class Job(Frozen):
     on_unavailable: OnUnavailable
     result: str | None
     degraded: bool
+    sources: tuple[Source, ...] | None
+    cached: bool
     over_soft_limit: bool
     purged_at: datetime | None
     model_asked: str | None

@@ -1,11 +1,20 @@
 """What a tenant's share is, and how long its text is kept. It must not know who enforces either."""
 
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field
 
 from penstock.schemas import Frozen, Tenant
 from penstock.settings import read_toml
+
+
+class Similar(StrEnum):
+    """Whether an answer may be given again to an instruction that means the same, or only be noted as if it were."""
+
+    OFF = "off"
+    SHADOW = "shadow"
+    ON = "on"
 
 
 class TenantEntry(Frozen):
@@ -21,6 +30,7 @@ class TenantEntry(Frozen):
         allow_inf_nan=False,
         description="the text of a job is kept so long after its end; None: until it is purged by hand",
     )
+    similar: Similar = Field(default=Similar.OFF, description="answers to instructions that mean the same")
 
 
 class TenantFile(Frozen):

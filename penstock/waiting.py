@@ -27,10 +27,12 @@ class Cause(StrEnum):
 
     ENDED = "ended"
     RUNNING = "running"
+    PAUSED = "paused"
     WORKER = "no_worker"
     LIMITED = "limited"
     BREAKER = "breaker"
     REDIS = "redis_away"
+    IN_FLIGHT = "in_flight"
     BUDGET = "budget"
     SHARE = "tenant_share"
     BACKOFF = "backoff"
@@ -60,6 +62,7 @@ PUT_OFF = {
     Reason.LIMITED.value: Cause.LIMITED,
     Reason.UNAVAILABLE.value: Cause.BREAKER,
     Reason.LIMITER_AWAY.value: Cause.REDIS,
+    Reason.IN_FLIGHT.value: Cause.IN_FLIGHT,
     Reason.BUDGET_HELD.value: Cause.BUDGET,
 }
 
@@ -81,6 +84,8 @@ def _by_row(job: Standing) -> Explanation | None:
     if job.state.is_terminal:
         where = f" with reason {job.reason}; see `penstock dead show {job.id}`" if job.state is JobState.DEAD else ""
         return Explanation(Cause.ENDED, f"{job.state}{where}")
+    if job.state is JobState.PAUSED:
+        return Explanation(Cause.PAUSED, "its batch is paused, or has not begun; see `penstock batch list`")
     if job.state is JobState.RUNNING:
         return Explanation(Cause.RUNNING, f"attempt {job.attempts} is under way")
     if job.workers == 0:

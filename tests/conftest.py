@@ -20,7 +20,8 @@ from workers.embedded import EmbeddedServices
 
 ROOT = Path(__file__).parent.parent
 TABLES = (
-    "jobs, payloads, attempts, answers, results, ledger, ledger_corrections, budgets, spending, tenant_shares, workers"
+    "jobs, payloads, attempts, answers, results, ledger, ledger_corrections, budgets, spending, tenant_shares, workers,"
+    " batches, batch_errors"
 )
 
 os.environ["PENSTOCK_FORBID_REMOTE_CALLS"] = "1"
@@ -51,7 +52,7 @@ def schema(services: EmbeddedServices) -> Iterator[Engine]:
 def engine(schema: Engine) -> Engine:
     """An engine on empty tables."""
     with schema.begin() as connection:
-        connection.execute(text(f"TRUNCATE {TABLES}"))
+        connection.execute(text(f"TRUNCATE {TABLES} CASCADE"))
     return schema
 
 

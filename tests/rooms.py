@@ -35,11 +35,12 @@ class Rooms:
     simulator: str
 
     def submit(self, **fields: Any) -> UUID:
-        """Make the row of a job that is released."""
+        """Make the row of a job that is released; it is answered anew, unless `fresh` is False."""
         intake = Intake.load(self.settings, SystemClock())
         job = intake.accept(
             uuid4(),
-            {"tenant": "acme", "prompt": "summarise_document", "document": DOCUMENT, "tier": "small"} | fields,
+            {"tenant": "acme", "prompt": "summarise_document", "document": DOCUMENT, "tier": "small", "fresh": True}
+            | fields,
         )
         with self.engine.begin() as connection:
             leases.renew(connection, WORKER, 60)

@@ -373,7 +373,7 @@ class TestSoftLimits:
         async def die_after_settlement(house: House) -> None:
             job = await house.journal.claim.add(Claim(job_id, house.worker))
             assert job is not None
-            context = CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, tier=job.tier)
+            context = CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, tier=job.tier, is_fresh=True)
             asked = CompletionRequest(
                 prompt=job.prompt, variables=job.variables, document=job.document, context=context
             )

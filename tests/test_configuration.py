@@ -16,7 +16,7 @@ from penstock.settings import Settings, load_settings
 ROOT = Path(__file__).parents[1]
 SIMULATOR = "PENSTOCK_SIMULATOR_URL"
 PROMPT = "prompts/summarise_document/1.1.0/prompt.toml"
-NEWEST_PROMPT = "prompts/summarise_document/1.2.0/prompt.toml"
+NEWEST_PROMPT = "prompts/summarise_document/1.3.0/prompt.toml"
 
 Edit = Callable[[str], str]
 

@@ -213,7 +213,7 @@ def test_document_errors_have_a_class_of_their_own(intake: Intake) -> None:
 
 def test_unknown_names_are_answered_with_those_that_exist(intake: Intake) -> None:
     assert "'summarise_document'" in refusal(intake, prompt="summarize_document").cure
-    assert "1.0.0, 1.1.0, 1.2.0" in refusal(intake, prompt_version="2.0.0").reason
+    assert "1.0.0, 1.1.0, 1.2.0, 1.3.0" in refusal(intake, prompt_version="2.0.0").reason
     assert "['large', 'medium', 'small']" in refusal(intake, tier="huge").cure
 
 
@@ -231,7 +231,7 @@ def test_refusal_holds_nothing_of_the_text(intake: Intake) -> None:
 
 def test_request_becomes_a_complete_job(intake: Intake) -> None:
     job = intake.accept(uuid4(), {**GOOD, "variables": {"language": "German"}, "document": SAMPLES / "README.md"})
-    assert (job.tenant, job.prompt.id, job.prompt.version) == ("acme", "summarise_document", "1.2.0")
+    assert (job.tenant, job.prompt.id, job.prompt.version) == ("acme", "summarise_document", "1.3.0")
     assert (job.tier, job.lane, job.priority, job.document_name) == ("medium", Lane.INTERACTIVE, 5, "README.md")
     assert (job.on_unavailable, job.fallback_tiers) == (OnUnavailable.WAIT, ("small",))
     assert job.variables == {"language": "German"}

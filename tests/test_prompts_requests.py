@@ -22,7 +22,7 @@ ANSWER = '{"category":"rule","confidence":0.9,"rationale":"It amends 14 CFR."}'
 
 def test_the_shipped_prompts_are_as_locked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--root", str(ROOT / "prompts"), "--lock", str(ROOT / "prompts.lock")]) == 0
-    assert capsys.readouterr().out == "5 prompt versions are as locked\n"
+    assert capsys.readouterr().out == "6 prompt versions are as locked\n"
 
 
 def test_the_shipped_prompts_are_these() -> None:
@@ -32,6 +32,7 @@ def test_the_shipped_prompts_are_these() -> None:
         ("summarise_document", "1.0.0", "medium"),
         ("summarise_document", "1.1.0", "medium"),
         ("summarise_document", "1.2.0", "medium"),
+        ("summarise_document", "1.3.0", "medium"),
     ]
 
 
@@ -72,7 +73,7 @@ BAD_REQUESTS: list[tuple[dict[str, str], str | None, str, str]] = [
     ({}, " \n\t", "document", "is blank"),
     ({}, "a\ud800", "document", "has half a surrogate pair at 1"),
     ({"document": "x"}, "a", "variables.document", "the document is not a variable"),
-    ({"max_wrds": "9"}, "a", "variables.max_wrds", "is not taken by summarise_document 1.2.0"),
+    ({"max_wrds": "9"}, "a", "variables.max_wrds", "is not taken by summarise_document 1.3.0"),
     ({"language": "x" * 41}, "a", "variables.language", "has 41 characters where 40 are allowed"),
     ({"max_words": "301"}, "a", "variables.max_words", 'breaks pattern = "^([1-9][0-9]?|[12][0-9][0-9]|300)$"'),
     ({"max_words": "many"}, "a", "variables.max_words", "has 4 characters where 3 are allowed"),
@@ -150,7 +151,7 @@ def test_a_key_that_the_answer_made_up_is_not_in_the_path() -> None:
 
 def test_an_answer_without_a_schema_is_stripped_and_must_not_be_empty() -> None:
     assert SUMMARISE.parse_output("\n A summary.\n") == "A summary."
-    with pytest.raises(OutputInvalidError, match=r"^summarise_document 1\.2\.0: the answer is empty$"):
+    with pytest.raises(OutputInvalidError, match=r"^summarise_document 1\.3\.0: the answer is empty$"):
         SUMMARISE.parse_output("\n \n")
 
 

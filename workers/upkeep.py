@@ -14,6 +14,7 @@ from celery import bootsteps
 from sqlalchemy import Engine
 
 from penstock import telemetry
+from penstock.batches import rows, tending
 from penstock.client.doorbell import Doorbell
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import dead_letters, recovery, retention
@@ -63,6 +64,26 @@ def announce(engine: Engine, doorbell: Doorbell) -> int:
     return len(letters)
 
 
+def tend(engine: Engine, doorbell: Doorbell) -> int:
+    """Let jobs follow the states of their batches, stop and end batches, and tell those who wait for an end."""
+    with engine.connect() as connection:
+        live = rows.live(connection)
+    for batch in live:
+        with engine.begin() as connection:
+            progress = rows.progress(connection, batch)
+            fault = tending.judge(connection, progress)
+            batch = rows.find(connection, batch.tenant, batch.name)  # noqa: PLW2901 - as it is now
+            followed = tending.follow(connection, batch, has_begun=batch.starts_at <= progress.now)
+        if fault:
+            telemetry.emit("batch.stopped", batch=str(batch.id), tenant=batch.tenant, reason=fault)
+        doorbell.revoke(followed.stopped)
+    with engine.begin() as connection:
+        ended = rows.take_unannounced(connection)
+        for batch, callback in ended:
+            doorbell.tell(batch, callback)
+    return len(live)
+
+
 def close_calls(engine: Engine) -> int:
     """Close calls that nobody will settle."""
     with engine.begin() as connection:
@@ -95,7 +116,12 @@ def sweep(engine: Engine, doorbell: Doorbell, *, recovers: bool) -> bool:
 
     Without `recovers` jobs stay with workers that are dead or could not renew their lease lately.
     """
-    parts = [partial(bury, engine), partial(announce, engine, doorbell), partial(close_calls, engine)]
+    parts = [
+        partial(bury, engine),
+        partial(announce, engine, doorbell),
+        partial(close_calls, engine),
+        partial(tend, engine, doorbell),
+    ]
     if recovers:
         parts.insert(0, partial(recover, engine))
     outcomes = [attempt(part, service="upkeep", retry_s=SWEEP_S) for part in parts]

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -58,6 +58,10 @@ class LightProvider:
         """Count as the simulator does."""
         sizes = [len(message.content.encode()) for message in messages]
         return sum(-(-size // BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE for size in sizes)
+
+    def counter(self, deployment: Deployment) -> Callable[[str], int]:  # noqa: ARG002
+        """Count as the simulator does."""
+        return lambda text: -(-len(text.encode()) // BYTES_PER_TOKEN)
 
     async def close(self) -> None:
         """Give the connections back."""

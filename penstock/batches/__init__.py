@@ -1,1 +1,1 @@
-"""Many requests as one piece of work. It must not know how a single one is answered."""
+"""Many jobs under one name: their input, what they will cost, how far they are. It must not know a door or a broker."""

@@ -18,7 +18,7 @@ def print_jobs(jobs: Sequence[Any], *, as_json: bool, results: bool = False) -> 
         return
     if results:
         for job in jobs:
-            click.secho(f"{job.document_name or job.id}  ({job.state}, {job.model_served or job.reason})", bold=True)
+            click.secho(f"{job.document_name or job.id}  ({_state(job)}, {job.model_served or job.reason})", bold=True)
             click.echo(f"{job.result or job.detail}\n")
         return
     from rich.console import Console
@@ -27,12 +27,17 @@ def print_jobs(jobs: Sequence[Any], *, as_json: bool, results: bool = False) -> 
     table = Table("id", "tenant", "tier", "lane", "prompt", "state", "attempts", "created", "reason")
     for job in jobs:
         prompt = f"{job.prompt.id}@{job.prompt.version}"
-        state = f"{job.state} (degraded)" if job.degraded else job.state
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(
-            str(job.id), job.tenant, job.tier, job.lane, prompt, state, str(job.attempts), created, job.reason or ""
+            str(job.id), job.tenant, job.tier, job.lane, prompt, _state(job), str(job.attempts), created, job.reason or ""
         )
     Console(width=None if sys.stdout.isatty() else 180).print(table)
+
+
+def _state(job: Any) -> str:
+    """Say where a job stands, and where its result is not what a model was paid for."""
+    marks = [name for name in ("degraded", "cached") if getattr(job, name)]
+    return f"{job.state} ({marks[0]})" if marks else str(job.state)
 
 
 def show(client: Any, job_id: UUID, *, as_json: bool) -> None:
@@ -43,7 +48,7 @@ def show(client: Any, job_id: UUID, *, as_json: bool) -> None:
         click.echo(json.dumps(described, default=str))
         return
     for name, value in described.items():
-        if name not in {"history", "result"} and value not in (None, {}):
+        if name not in {"history", "result", "sources"} and value not in (None, {}):
             click.echo(f"{name + ':':18} {value}")
     for attempt in history:
         until = attempt.ended_at.strftime("%H:%M:%S.%f")[:-3] if attempt.ended_at else "now"
@@ -54,6 +59,8 @@ def show(client: Any, job_id: UUID, *, as_json: bool) -> None:
         )
     if job.result:
         click.echo(f"\n{job.result}")
+    for source in job.sources or ():
+        click.echo(f"[{source.number}] characters {source.start} to {source.end}: {source.heading}")
 
 
 def print_explanation(explanation: Any, *, as_json: bool) -> None:

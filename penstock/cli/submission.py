@@ -31,6 +31,7 @@ FAILED = 1
     help="What to do when no model can be asked.",
     show_default=True,
 )
+@click.option("--fresh", is_flag=True, help="Have a model answer anew, whatever was paid for before.")
 @click.option("--wait", is_flag=True, help="Wait for the results and print them.")
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait at most.")
 @as_json

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from penstock.client.accounts import Accounts
 from penstock.client.aftercare import Aftercare
+from penstock.client.batches import Batches
 from penstock.client.doorbell import Doorbell
 from penstock.client.tenant_view import found, job_key
 from penstock.clock import SystemClock
@@ -55,7 +56,7 @@ COPY_FROM = 100
 """From how many rows on COPY is worth its round trips."""
 
 
-class Client(Accounts, Aftercare):
+class Client(Accounts, Aftercare, Batches):
     """Submits jobs and gives their results. Safe to share between threads."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -98,6 +99,7 @@ class Client(Accounts, Aftercare):
         idempotency_key: str | None = None,
         deadline: datetime | None = None,
         on_unavailable: OnUnavailable | str = OnUnavailable.WAIT,
+        fresh: bool = False,
         metadata: Mapping[str, str] | None = None,
         connection: Connection | None = None,
     ) -> UUID:
@@ -120,6 +122,7 @@ class Client(Accounts, Aftercare):
             "idempotency_key": idempotency_key,
             "deadline": deadline,
             "on_unavailable": on_unavailable,
+            "fresh": fresh,
             "metadata": {} if metadata is None else metadata,
         }
         return self._store([self._accept(fields)], connection)[0]

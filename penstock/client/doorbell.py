@@ -12,6 +12,7 @@ from uuid import UUID
 
 from kombu.exceptions import ChannelError, KombuError, OperationalError
 
+from penstock.batches.batch import Batch
 from penstock.jobs.dead_letters import DeadLetter
 from penstock.jobs.release import Release
 
@@ -77,6 +78,18 @@ class Doorbell:
                     queue=DEAD_LETTER_QUEUE,
                     retry=False,
                 )
+
+    def tell(self, batch: Batch, callback: str) -> None:
+        """Send the task, or `task@queue`, that is to hear of the end of a batch; raise one of BROKER_ERRORS."""
+        task, _, queue = callback.partition("@")
+        with self._broker():
+            self.app.send_task(
+                task,
+                task_id=str(batch.id),
+                kwargs={"batch": batch.name, "tenant": batch.tenant, "state": batch.state.value},
+                queue=queue or None,
+                retry=False,
+            )
 
     def waiting(self, queue: str) -> int:
         """Count the messages that the broker holds for a queue, without those that a worker has in hand.

@@ -19,6 +19,7 @@ from penstock.settings import default_settings
 from penstock.store.db import sync_engine
 
 CELERY_STATES = {
+    JobState.PAUSED: states.PENDING,
     JobState.QUEUED: states.PENDING,
     JobState.RELEASED: states.PENDING,
     JobState.RUNNING: states.STARTED,

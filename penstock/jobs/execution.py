@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from penstock.errors import Reason
 from penstock.jobs.states import SUSPECT_AFTER
-from penstock.schemas import JobState, Lane, OnUnavailable, PromptReference
+from penstock.schemas import JobState, Lane, OnUnavailable, PromptReference, Source
 from penstock.store.text import storable_row
 
 
@@ -48,6 +48,7 @@ class ClaimedJob:
     document: str | None
     project: str = ""
     batch_id: UUID | None = None
+    is_fresh: bool = False
 
 
 REFUSED_AGE_S = 60
@@ -76,7 +77,7 @@ CLAIM = text(
         INSERT INTO attempts (job_id, fence, worker, released_at) SELECT id, fence, worker, released_at FROM claimed
     )
     SELECT id, fence, claimed.worker, tenant, project, batch_id, prompt_id, prompt_version, prompt_digest, tier, lane, failures,
-        on_unavailable, deadline, created_at, started_at, payloads.variables, payloads.document,
+        on_unavailable, is_fresh, deadline, created_at, started_at, payloads.variables, payloads.document,
         extract(epoch FROM now() - released_at)::float8 AS waited_s,
         extract(epoch FROM deadline - now())::float8 AS ends_in_s
     FROM claimed JOIN payloads ON payloads.job_id = claimed.id
@@ -111,6 +112,7 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
             ends_in_s=row.ends_in_s,
             variables=row.variables,
             document=row.document,
+            is_fresh=row.is_fresh,
         )
     return [taken.pop((claim.job_id, claim.worker), None) for claim in claims]
 
@@ -154,10 +156,12 @@ class Ending:
     failed: bool = False
     result: str | None = None
     degraded: bool = False
+    cached: bool = False
     over_soft_limit: bool = False
     model_asked: str = ""
     model_served: str = ""
     used_tokens: int = 0
+    sources: tuple[Source, ...] | None = None
     weight: float = 1.0
 
 
@@ -165,8 +169,8 @@ FINISH = text("""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             job_id uuid, fence bigint, outcome text, state text, reason text, detail text, delay_s float8,
-            failed boolean, result text, degraded boolean, over_soft_limit boolean, model_asked text,
-            model_served text, used_tokens bigint, weight float8)
+            failed boolean, result text, degraded boolean, cached boolean, over_soft_limit boolean,
+            model_asked text, model_served text, used_tokens bigint, sources jsonb, weight float8)
     ), judged AS (
         SELECT given.*, jobs.charged_tokens,
             CASE WHEN given.state = 'queued' AND jobs.attempts > 1 THEN 'retrying' ELSE given.state END AS becomes
@@ -201,12 +205,12 @@ FINISH = text("""
         WHERE attempts.job_id = given.job_id AND attempts.fence = given.fence AND given.outcome <> 'deferred'
             AND (given.job_id, given.fence) IN (SELECT id, fence FROM ended)
     ), stored AS (
-        INSERT INTO results (job_id, text, degraded, over_soft_limit, model_asked, model_served)
-        SELECT job_id, result, degraded, over_soft_limit, model_asked, model_served FROM given
+        INSERT INTO results (job_id, text, degraded, cached, over_soft_limit, model_asked, model_served, sources)
+        SELECT job_id, result, degraded, cached, over_soft_limit, model_asked, model_served, sources FROM given
         WHERE outcome = 'succeeded' AND (job_id, fence) IN (SELECT id, fence FROM ended)
         ON CONFLICT (job_id) DO UPDATE SET text = excluded.text, degraded = excluded.degraded,
-            over_soft_limit = excluded.over_soft_limit, fetched_at = NULL,
-            model_asked = excluded.model_asked, model_served = excluded.model_served
+            cached = excluded.cached, over_soft_limit = excluded.over_soft_limit, fetched_at = NULL,
+            model_asked = excluded.model_asked, model_served = excluded.model_served, sources = excluded.sources
     )
     SELECT id, fence FROM ended
 """)
@@ -227,4 +231,6 @@ def finish(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
 
 
 def _row(ending: Ending) -> dict[str, object]:
-    return storable_row(asdict(ending)) | {"job_id": str(ending.job_id), "state": ending.outcome.state.value}
+    sources = None if ending.sources is None else [source.model_dump() for source in ending.sources]
+    ours = {"job_id": str(ending.job_id), "state": ending.outcome.state.value, "sources": sources}
+    return storable_row(asdict(ending)) | ours

@@ -11,12 +11,13 @@ from penstock.errors import Reason
 from penstock.schemas import TOKEN_CLASSES, Job, JobState, Lane, OnUnavailable, PromptReference, Usage
 
 SELECT_JOBS = """
-    SELECT jobs.id, jobs.tenant, jobs.project, jobs.state, jobs.prompt_id, jobs.prompt_version, jobs.prompt_digest,
+    SELECT jobs.id, jobs.tenant, jobs.project, jobs.batch_id, jobs.state, jobs.prompt_id, jobs.prompt_version, jobs.prompt_digest,
         jobs.tier, jobs.lane, jobs.priority, jobs.document_name, jobs.metadata, jobs.attempts, jobs.created_at,
         jobs.due_at, jobs.deadline, jobs.started_at, jobs.ended_at, jobs.reason, jobs.detail, jobs.on_unavailable,
         jobs.purged_at, results.text AS result,
-        coalesce(results.degraded, false) AS degraded, coalesce(results.over_soft_limit, false) AS over_soft_limit,
-        results.model_asked, results.model_served, spent.*
+        coalesce(results.degraded, false) AS degraded, coalesce(results.cached, false) AS cached,
+        coalesce(results.over_soft_limit, false) AS over_soft_limit,
+        results.model_asked, results.model_served, results.sources, spent.*
     FROM jobs
     LEFT JOIN results ON results.job_id = jobs.id
     LEFT JOIN LATERAL (
@@ -50,7 +51,7 @@ STATES = text("SELECT id, state FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")
 CANCEL = text("""
     WITH live AS (
         SELECT id FROM jobs
-        WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('queued', 'released', 'running', 'retrying')
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('paused', 'queued', 'released', 'running', 'retrying')
         ORDER BY id FOR UPDATE
     ), cancelled AS (
         UPDATE jobs SET state = 'cancelled', ended_at = now() FROM live WHERE jobs.id = live.id
@@ -136,6 +137,7 @@ def _job(row: Any) -> Job:
         id=row.id,
         tenant=row.tenant,
         project=row.project,
+        batch_id=row.batch_id,
         state=JobState(row.state),
         prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
         tier=row.tier,
@@ -154,10 +156,12 @@ def _job(row: Any) -> Job:
         on_unavailable=OnUnavailable(row.on_unavailable),
         result=row.result,
         degraded=row.degraded,
+        cached=row.cached,
         over_soft_limit=row.over_soft_limit,
         purged_at=row.purged_at,
         model_asked=row.model_asked,
         model_served=row.model_served,
+        sources=row.sources,
         usage=Usage(**{name: getattr(row, name) for name in TOKEN_CLASSES}),
         cost_nanodollars=row.nanodollars,
     )

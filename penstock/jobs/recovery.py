@@ -65,7 +65,7 @@ def recover_expired(connection: Connection, *, most: int = 1000) -> list[Recover
 
 
 def bury_overdue(connection: Connection, *, most: int = 1000) -> list[Recovered]:
-    """Bury waiting jobs whose deadline has passed."""
+    """Bury waiting jobs whose deadline has passed; of a paused one it is looked at when it goes on."""
     return _recovered(connection, PASSED_DEADLINES, {"most": most})
 
 

@@ -37,6 +37,9 @@ class NewJob:
     on_unavailable: OnUnavailable
     fallback_tiers: tuple[str, ...] = ()
     project: str = ""
+    is_fresh: bool = False
+    batch_id: UUID | None = None
+    batch_number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Accepted:
 COLUMNS = """position integer, id uuid, tenant text, project text, prompt_id text, prompt_version text,
     prompt_digest text, tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb,
     document text, document_name text, metadata jsonb, idempotency_key text, content_digest text,
-    deadline timestamptz, on_unavailable text, fallback_tiers text[]"""
+    deadline timestamptz, on_unavailable text, fallback_tiers text[], is_fresh boolean, batch_id uuid, batch_number bigint"""
 
 STAGE = text(f"CREATE TEMPORARY TABLE IF NOT EXISTS submission ({COLUMNS}) ON COMMIT DELETE ROWS")
 UNSTAGE = text("TRUNCATE submission")
@@ -77,15 +80,20 @@ INSERT = """
         SELECT ranked.*, lane = 'interactive' AND nth <= :window AND NOT EXISTS (
             SELECT 1 FROM jobs WHERE state = 'queued' AND tier = ranked.tier AND lane = 'interactive') AS at_once
         FROM ranked
+    ), waiting AS (
+        SELECT id FROM batches
+        WHERE id IN (SELECT batch_id FROM given) AND (state <> 'running' OR starts_at > now())
     ), made AS (
         INSERT INTO jobs (id, tenant, project, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,
-            on_unavailable, fallback_tiers)
+            on_unavailable, fallback_tiers, is_fresh, batch_id, batch_number)
         SELECT id, tenant, project,
-            CASE WHEN at_once THEN 'released' ELSE 'queued' END, CASE WHEN at_once THEN now() END,
+            CASE WHEN at_once THEN 'released' WHEN EXISTS (SELECT 1 FROM waiting WHERE waiting.id = judged.batch_id)
+                THEN 'paused' ELSE 'queued' END,
+            CASE WHEN at_once THEN now() END,
             prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,
-            on_unavailable, fallback_tiers
+            on_unavailable, fallback_tiers, is_fresh, batch_id, batch_number
         FROM judged ORDER BY tenant, idempotency_key, position  -- one order for all: two submitters cannot deadlock
         ON CONFLICT DO NOTHING
         RETURNING id, state, tier, lane
@@ -187,6 +195,7 @@ def _row(position: int, job: NewJob) -> dict[str, object]:
         "prompt_version": job.prompt.version,
         "prompt_digest": job.prompt.digest,
         "deadline": job.deadline.isoformat() if job.deadline else None,
+        "batch_id": str(job.batch_id) if job.batch_id else None,
     }
 
 
@@ -213,6 +222,9 @@ def _record(position: int, job: NewJob) -> tuple[object, ...]:
         job.deadline,
         job.on_unavailable,
         list(job.fallback_tiers),
+        job.is_fresh,
+        job.batch_id,
+        job.batch_number,
     )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from penstock.errors import Reason
 from penstock.money import spending
 from penstock.money.budgets import Period, Unit, budgets_of
-from penstock.money.holds import Account, Hold, Shortfall, Spent, Want, decide
+from penstock.money.holds import Hold, Shortfall, Want, decide
 from penstock.money.prices import UpperBound
 from penstock.schemas import NanoDollars, Usage
 from penstock.store.text import storable_row
@@ -34,7 +34,11 @@ class CallOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Intent:
-    """A call that is about to be made, with at most `max_tokens`, or fewer where a budget ends before."""
+    """A call that is about to be made, with at most `max_tokens`, or fewer where a budget ends before.
+
+    With a `request_digest` it is made only if no other call of the tenant asks the same of the tier, or has been
+    answered by one of `models`.
+    """
 
     call_id: UUID
     job_id: UUID
@@ -52,6 +56,8 @@ class Intent:
     max_tokens: int
     least_max_tokens: int
     batch_id: UUID | None = None
+    request_digest: str | None = None
+    models: tuple[str, ...] = ()
 
 
 NOTHING = Usage()
@@ -84,13 +90,20 @@ class SoftLimitPassed:
     settled: int
 
 
-Verdict = Hold | Shortfall | None
+@dataclass(frozen=True)
+class InFlight:
+    """Another call asks the same, or has just been answered: what it brings is there soon."""
+
+
+Verdict = Hold | Shortfall | InFlight | None
 """What comes of an intent; None: the job belongs to a later run, do not call."""
 
 KNOWN = text("""
-    SELECT call_id, max_tokens, over_soft_limit FROM ledger
-    WHERE call_id = ANY(CAST(:ids AS uuid[])) AND ledger.state = 'intent'
-        AND EXISTS (SELECT 1 FROM jobs WHERE id = job_id AND jobs.fence = ledger.fence AND jobs.state = 'running')
+    SELECT given.call_id, ledger.call_id IS NOT NULL AS is_written, ledger.max_tokens, ledger.over_soft_limit
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(call_id uuid, job_id uuid, fence bigint)
+    JOIN jobs ON jobs.id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running'
+    LEFT JOIN ledger ON ledger.call_id = given.call_id
+    WHERE ledger.call_id IS NULL OR ledger.state = 'intent'
 """)
 
 INTEND = text(f"""
@@ -98,18 +111,25 @@ INTEND = text(f"""
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
             call_id uuid, job_id uuid, batch_id uuid, fence bigint, tenant text, project text, prompt_id text, prompt_version text,
             tier text, deployment text, account text, model_asked text, price_version text, max_tokens integer,
-            over_soft_limit boolean, upper_bound_nanodollars bigint, upper_bound_tokens bigint)
+            over_soft_limit boolean, upper_bound_nanodollars bigint, upper_bound_tokens bigint, request_digest text,
+            models text[])
     ), made AS (
         INSERT INTO ledger (call_id, job_id, batch_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
             account, model_asked, price_version, max_tokens, over_soft_limit, state, upper_bound_nanodollars,
-            upper_bound_tokens, nanodollars)
+            upper_bound_tokens, nanodollars, request_digest)
         SELECT call_id, job_id, batch_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
             account, model_asked, price_version, max_tokens, over_soft_limit, 'intent', upper_bound_nanodollars,
-            upper_bound_tokens, upper_bound_nanodollars
+            upper_bound_tokens, upper_bound_nanodollars, request_digest
         FROM given
         WHERE EXISTS (
             SELECT 1 FROM jobs WHERE id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running')
-        ON CONFLICT (call_id) DO NOTHING
+        AND NOT EXISTS (
+            SELECT 1 FROM ledger AS other WHERE other.tenant = given.tenant AND other.tier = given.tier
+                AND other.request_digest = given.request_digest AND other.state = 'intent')
+        AND NOT EXISTS (
+            SELECT 1 FROM answers WHERE answers.tenant = given.tenant
+                AND answers.request_digest = given.request_digest AND answers.model = ANY(given.models))
+        ON CONFLICT DO NOTHING
         RETURNING *
     ), moved AS (
         SELECT tenant, project, batch_id, intended_at, 0 AS settled_nanodollars, upper_bound_nanodollars AS held_nanodollars,
@@ -176,8 +196,9 @@ SETTLE = text(f"""
         SELECT id FROM jobs WHERE id IN (SELECT job_id FROM taken) AND purged_at IS NULL AND kept_until IS NULL
         ORDER BY id FOR KEY SHARE
     ), kept AS (
-        INSERT INTO answers (job_id, request_digest, call_id, model_served, finish_reason, text)
-        SELECT taken.job_id, given.request_digest, call_id, given.model_served, given.finish_reason, given.answer
+        INSERT INTO answers (job_id, request_digest, call_id, tenant, model, model_served, finish_reason, text)
+        SELECT taken.job_id, given.request_digest, call_id, taken.tenant, taken.model_asked, given.model_served,
+            given.finish_reason, given.answer
         FROM given JOIN taken USING (call_id) WHERE given.answer IS NOT NULL
             AND taken.job_id IN (SELECT id FROM unpurged)
         ON CONFLICT DO NOTHING
@@ -196,10 +217,10 @@ SETTLE = text(f"""
     WHERE after > soft_limit AND after - grown <= soft_limit
 """)  # noqa: S608 - no value is interpolated
 
-ABANDON = text(f"""
+CLOSE = f"""
     WITH taken AS (
         SELECT call_id FROM ledger
-        WHERE state = 'intent' AND intended_at < now() - make_interval(secs => :older_than_s)
+        WHERE state = 'intent' AND {{which}}
             AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id AND jobs.fence = ledger.fence
                 AND jobs.state = 'running')
         ORDER BY call_id FOR UPDATE SKIP LOCKED
@@ -213,7 +234,9 @@ ABANDON = text(f"""
         FROM closed
     ), {spending.MOVE}
     SELECT call_id FROM closed
-""")  # noqa: S608 - no value is interpolated
+"""  # noqa: S608 - no value is interpolated
+ABANDON = text(CLOSE.replace("{which}", "intended_at < now() - make_interval(secs => :older_than_s)"))
+ABANDON_LOST = text(CLOSE.replace("{which}", "call_id = ANY(CAST(:ids AS uuid[]))"))
 
 TOTALS = text("""
     SELECT (SELECT count(*) FROM ledger) AS calls, coalesce(sum(nanodollars), 0)::bigint AS nanodollars,
@@ -239,8 +262,9 @@ class LedgerTotals:
 def intend(connection: Connection, intents: Sequence[Intent]) -> list[Verdict]:
     """Write down calls before they are made and hold what they can cost, in one transaction.
 
-    Gives a Hold with the `max_tokens` that is paid for, a Shortfall where a hard budget has too little left, or None
-    where the job belongs to a later run. An intent that is written already is held already.
+    Gives a Hold with the `max_tokens` that is paid for, a Shortfall where a hard budget has too little left, InFlight
+    where the same is being asked, or None where the job belongs to a later run. An intent that is written already is
+    held already.
     """
     once = list({intent.call_id: intent for intent in intents}.values())
     decided = dict(zip((intent.call_id for intent in once), _decide(connection, once), strict=True))
@@ -251,24 +275,35 @@ def intend(connection: Connection, intents: Sequence[Intent]) -> list[Verdict]:
         for call_id, verdict in decided.items()
     }
     if len(made) < len(once):
-        verdicts |= _known(connection, verdicts.keys() - made)
+        verdicts |= _not_made(connection, [intent for intent in once if intent.call_id not in made], verdicts)
     return [verdicts[intent.call_id] for intent in intents]
 
 
-def _known(connection: Connection, call_ids: Iterable[UUID]) -> dict[UUID, Hold]:
-    """Find the intents that are written already, by a try that did not hear of its commit, and may still be sent."""
-    ids = {"ids": [str(call_id) for call_id in call_ids]}
-    return {row.call_id: Hold(row.max_tokens, row.over_soft_limit) for row in connection.execute(KNOWN, ids)}
+def _not_made(
+    connection: Connection, intents: Iterable[Intent], verdicts: Mapping[UUID, Verdict]
+) -> dict[UUID, Hold | InFlight]:
+    """Tell why intents of runs that go on were not written: the same is being asked, or they are written already.
+
+    That is so after a try that did not hear of its commit; they may still be sent.
+    """
+    rows = [{"call_id": str(each.call_id), "job_id": str(each.job_id), "fence": each.fence} for each in intents]
+    found: dict[UUID, Hold | InFlight] = {}
+    for row in connection.execute(KNOWN, {"rows": json.dumps(rows)}):
+        if row.is_written:
+            found[row.call_id] = Hold(row.max_tokens, row.over_soft_limit)
+        elif verdicts[row.call_id] is None:
+            found[row.call_id] = InFlight()
+    return found
 
 
 def _decide(connection: Connection, intents: Sequence[Intent]) -> list[Hold | Shortfall]:
-    """Decide by what is spent now; owners without a budget wait for nobody."""
-    tenants = sorted({intent.tenant for intent in intents})
-    spent: Mapping[Account, Spent] = defaultdict(Spent)
-    budgets = budgets_of(connection, tenants)
-    if budgets:
-        spent = spending.lock(connection, {(intent.tenant, intent.project, intent.batch_id) for intent in intents})
-        budgets = budgets_of(connection, tenants)  # as they are now that the locks were waited for
+    """Decide by what is spent now.
+
+    The accounts are taken first, with or without a budget: of two calls of a tenant that ask the same, one is written
+    down before the other looks, and no call that holds accounts waits for one that wants them.
+    """
+    spent = spending.lock(connection, {(intent.tenant, intent.project, intent.batch_id) for intent in intents})
+    budgets = budgets_of(connection, sorted({intent.tenant for intent in intents}))
     wants = [
         Want(
             intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens, intent.batch_id
@@ -319,6 +354,12 @@ def _settled_row(settlement: Settlement) -> dict[str, object]:
 def abandon(connection: Connection, *, older_than_s: float) -> list[UUID]:
     """Close as unknown the calls whose run is over and that nobody settled for `older_than_s` seconds."""
     return [row.call_id for row in connection.execute(ABANDON, {"older_than_s": older_than_s})]
+
+
+def abandon_lost(connection: Connection, call_ids: Sequence[UUID]) -> list[UUID]:
+    """Close these as unknown at once, where their run is over; those that somebody settles meanwhile are left alone."""
+    ids = {"ids": [str(call_id) for call_id in call_ids]}
+    return [row.call_id for row in connection.execute(ABANDON_LOST, ids)]
 
 
 def totals(connection: Connection) -> LedgerTotals:

@@ -13,6 +13,7 @@ from penstock.schemas import Frozen
 
 NAME = r"^[a-z][a-z0-9_]{0,63}$"
 DOCUMENT = "document"
+SECTIONS = "sections"
 
 
 class Variable(Frozen):

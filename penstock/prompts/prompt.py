@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from penstock.errors import InvalidRequestError, OutputInvalidError
-from penstock.prompts.manifest import DOCUMENT, Manifest, Variable
+from penstock.prompts.manifest import DOCUMENT, SECTIONS, Manifest, Variable
 from penstock.prompts.schema import JsonSchema, canonical_json, parse_json
 from penstock.prompts.template import Template, fence
 from penstock.schemas import Frozen, Message, PromptReference, RenderedPrompt
@@ -43,6 +43,7 @@ class Prompt:
     manifest: Manifest
     system: Template
     user: Template
+    reduce: Template | None = None
     input: JsonSchema | None = None
     output: JsonSchema | None = None
     examples: tuple[Message, ...] = ()
@@ -67,6 +68,11 @@ class Prompt:
     def is_extractive(self) -> bool:
         """Tell whether sentences of the document may stand in for an answer."""
         return self.manifest.extractive and self.output is None
+
+    @property
+    def is_reducible(self) -> bool:
+        """Tell whether a document that is too long for one request may be answered in parts."""
+        return self.reduce is not None
 
     @property
     def max_tokens(self) -> int:
@@ -98,15 +104,17 @@ class Prompt:
 
         The values go in once, untrusted ones inside a fence. Raises InvalidRequestError as `check` does.
         """
-        values = self.check(variables, document=document)
-        system = Message(role="system", content=self.system.fill(values))
-        user = self._user_message(values, beside=(system, *self.examples))
-        return RenderedPrompt(
-            prompt=self.reference,
-            messages=(system, *self.examples, user),
-            output_schema=self.output_schema,
-            max_tokens=self.max_tokens,
-        )
+        return self._rendered(self.user, self.check(variables, document=document))
+
+    def render_reduction(self, variables: Mapping[str, str], sections: str) -> RenderedPrompt:
+        """Make messages that put answers to parts of a document together, for a prompt that is reducible.
+
+        `sections` are those answers, and go inside a fence; `variables` are what `check` has taken before.
+        """
+        assert self.reduce is not None
+        declared = {name: variable for name, variable in self.variables.items() if name != DOCUMENT}
+        values = {name: _value(name, variable, variables) for name, variable in declared.items()}
+        return self._rendered(self.reduce, {**values, SECTIONS: sections})
 
     def parse_output(self, text: str) -> str:
         """Give the answer in its normal form: stripped text, or canonical JSON where there is an output schema.
@@ -132,14 +140,27 @@ class Prompt:
             user = {name: value for name, value in example.user.items() if name != DOCUMENT}
             values = self.check(user, document=example.user.get(DOCUMENT))
             self.parse_output(example.assistant)
-            messages += [self._user_message(values, beside=()), Message(role="assistant", content=example.assistant)]
+            messages += [
+                self._user_message(self.user, values, beside=()),
+                Message(role="assistant", content=example.assistant),
+            ]
         return replace(self, examples=tuple(messages))
 
-    def _user_message(self, values: Mapping[str, str], *, beside: Iterable[Message]) -> Message:
-        taken = (self.user.fill(values), *(message.content for message in beside))
-        untrusted = [name for name, variable in self.variables.items() if variable.untrusted]
+    def _rendered(self, template: Template, values: Mapping[str, str]) -> RenderedPrompt:
+        system = Message(role="system", content=self.system.fill(values))
+        user = self._user_message(template, values, beside=(system, *self.examples))
+        return RenderedPrompt(
+            prompt=self.reference,
+            messages=(system, *self.examples, user),
+            output_schema=self.output_schema,
+            max_tokens=self.max_tokens,
+        )
+
+    def _user_message(self, template: Template, values: Mapping[str, str], *, beside: Iterable[Message]) -> Message:
+        taken = (template.fill(values), *(message.content for message in beside))
+        untrusted = [name for name in values if name not in self.variables or self.variables[name].untrusted]
         fenced = {name: fence(name, values[name], beside=taken) for name in untrusted}
-        return Message(role="user", content=self.user.fill({**values, **fenced}))
+        return Message(role="user", content=template.fill({**values, **fenced}))
 
     def _refuse_surplus(self, given: Mapping[str, str]) -> None:
         for name in given:

@@ -2,21 +2,21 @@
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from penstock.errors import ConfigurationError, InvalidRequestError, OutputInvalidError
-from penstock.prompts.manifest import Manifest, read_manifest
+from penstock.prompts.manifest import DOCUMENT, SECTIONS, Manifest, read_manifest
 from penstock.prompts.prompt import Example, Negative, Prompt
 from penstock.prompts.schema import JsonSchema, parse_json
 from penstock.prompts.template import Placeholder, Template
 from penstock.schemas import Frozen, PromptReference
 
 REQUIRED_FILES = ("prompt.toml", "system.txt", "user.txt")
-OPTIONAL_FILES = ("examples.jsonl", "input.schema.json", "negatives.jsonl", "output.schema.json")
+OPTIONAL_FILES = ("examples.jsonl", "input.schema.json", "negatives.jsonl", "output.schema.json", "reduce.txt")
 _TEXT_CURE = "save the file as UTF-8 without a byte order mark, with LF line ends (.gitattributes: prompts/** eol=lf)"
 
 LineT = TypeVar("LineT", bound=Frozen)
@@ -32,11 +32,13 @@ def read_prompt(directory: Path, prompt_id: str, version: str) -> Prompt:
         manifest=manifest,
         system=_template(texts, directory, "system.txt"),
         user=_template(texts, directory, "user.txt"),
+        reduce=_template(texts, directory, "reduce.txt") if "reduce.txt" in texts else None,
         input=_schema(texts, directory, "input.schema.json"),
         output=_schema(texts, directory, "output.schema.json"),
         negatives=tuple(negative for _, negative in _lines(texts, directory, "negatives.jsonl", Negative)),
     )
     _check_placeholders(prompt, directory)
+    _check_reduction(prompt, str(directory / "reduce.txt"))
     return _with_examples(prompt, texts, directory)
 
 
@@ -120,10 +122,10 @@ def _with_examples(prompt: Prompt, texts: Mapping[str, str], directory: Path) ->
 def _check_placeholders(prompt: Prompt, directory: Path) -> None:
     for name, template in (("system.txt", prompt.system), ("user.txt", prompt.user)):
         for placeholder in template.placeholders:
-            _refuse_undeclared(placeholder, prompt.manifest, str(directory / name))
+            _refuse_undeclared(placeholder, prompt.variables, str(directory / name))
     for placeholder in prompt.system.placeholders:
         _refuse_in_system(placeholder, prompt.manifest, str(directory / "system.txt"))
-    _refuse_repeated(prompt, str(directory / "user.txt"))
+    _refuse_repeated(prompt, prompt.user, str(directory / "user.txt"))
     used = {placeholder.name for template in (prompt.system, prompt.user) for placeholder in template.placeholders}
     for name in prompt.variables:
         if name not in used:
@@ -131,10 +133,31 @@ def _check_placeholders(prompt: Prompt, directory: Path) -> None:
             raise ConfigurationError(file, f"variables.{name}", "is declared and never used", cure)
 
 
-def _refuse_undeclared(placeholder: Placeholder, manifest: Manifest, file: str) -> None:
-    if placeholder.name in manifest.variables:
+def _check_reduction(prompt: Prompt, file: str) -> None:
+    if prompt.reduce is None:
         return
-    near = difflib.get_close_matches(placeholder.name, manifest.variables, n=1)
+    if DOCUMENT not in prompt.variables:
+        raise ConfigurationError(file, "file", "is of no use: the prompt takes no document", "remove it")
+    if SECTIONS in prompt.variables:
+        raise ConfigurationError(file, "file", f"has a variable {SECTIONS!r} beside it", "give that another name")
+    if prompt.input is not None and prompt.input.concerns(DOCUMENT):
+        reason = "parts of a document would be judged by input.schema.json, which speaks of the document"
+        raise ConfigurationError(file, "file", reason, "let the schema speak of the other variables alone")
+    declared = [SECTIONS, *(name for name in prompt.variables if name != DOCUMENT)]
+    for placeholder in prompt.reduce.placeholders:
+        if placeholder.name == DOCUMENT:
+            reason = "the document is too long to stand here"
+            raise ConfigurationError(file, f"line {placeholder.line}", reason, "write {{ sections }} instead")
+        _refuse_undeclared(placeholder, declared, file)
+    if SECTIONS not in {placeholder.name for placeholder in prompt.reduce.placeholders}:
+        raise ConfigurationError(file, "file", "lacks {{ sections }}", "put it where the partial answers shall stand")
+    _refuse_repeated(prompt, prompt.reduce, file)
+
+
+def _refuse_undeclared(placeholder: Placeholder, declared: Collection[str], file: str) -> None:
+    if placeholder.name in declared:
+        return
+    near = difflib.get_close_matches(placeholder.name, declared, n=1)
     cure = f"did you mean {near[0]!r}?" if near else f"declare [variables.{placeholder.name}] in prompt.toml"
     raise ConfigurationError(file, f"line {placeholder.line}", f"{placeholder.name!r} is not declared", cure)
 
@@ -150,10 +173,11 @@ def _refuse_in_system(placeholder: Placeholder, manifest: Manifest, file: str) -
     raise ConfigurationError(file, f"line {placeholder.line}", reason, "use it in user.txt instead")
 
 
-def _refuse_repeated(prompt: Prompt, file: str) -> None:
+def _refuse_repeated(prompt: Prompt, template: Template, file: str) -> None:
+    untrusted = {SECTIONS, *(name for name, variable in prompt.variables.items() if variable.untrusted)}
     seen: set[str] = set()
-    for placeholder in prompt.user.placeholders:
-        if placeholder.name in seen and prompt.variables[placeholder.name].untrusted:
+    for placeholder in template.placeholders:
+        if placeholder.name in seen and placeholder.name in untrusted:
             reason = f"the untrusted {placeholder.name!r} stands here a second time"
             raise ConfigurationError(file, f"line {placeholder.line}", reason, "use it once")
         seen.add(placeholder.name)

@@ -1,6 +1,8 @@
 """What came back from a provider, checked part by part, and what its headers say. It must not know any library."""
 
+import base64
 import math
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +41,34 @@ def read_answer(response: Any, deployment: Deployment, headers: Mapping[str, str
     served = response.model or deployment.model
     return ModelAnswer(
         text=text or "", model_served=served, finish_reason=finish_reason, usage=usage, limits=read_limits(headers)
+    )
+
+
+def read_embedding(response: Any, deployment: Deployment, headers: Mapping[str, str]) -> ModelAnswer:
+    """Check an embedding; its vector becomes the text of an answer: 32-bit floats, little-endian, in base64."""
+    prompt = response.usage.prompt_tokens if response.usage else 0
+    if not is_count(prompt) or prompt == 0:
+        raise malformed("usage is missing or is no number of tokens")
+    usage = Usage(input_tokens=prompt)
+    vectors = [entry["embedding"] for entry in response.data or ()]
+    if len(vectors) != 1 or not is_vector(vectors[0]):
+        raise malformed("not one vector", usage)
+    packed = struct.pack(f"<{len(vectors[0])}f", *vectors[0])
+    return ModelAnswer(
+        text=base64.b64encode(packed).decode(),
+        model_served=response.model or deployment.model,
+        finish_reason="stop",
+        usage=usage,
+        limits=read_limits(headers),
+    )
+
+
+def is_vector(value: object) -> bool:
+    """Tell whether a value is a list of finite numbers, not all 0: only such has a direction."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in value)
+        and any(value)
     )
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -39,7 +39,7 @@ from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
 
 from penstock.clock import Clock, SystemClock
 from penstock.errors import ConfigurationError, ProviderError, Reason
-from penstock.providers.answers import read_answer, read_limits, seconds
+from penstock.providers.answers import read_answer, read_embedding, read_limits, seconds
 from penstock.providers.base import Deployment
 from penstock.schemas import Message, ModelAnswer, ModelRequest
 
@@ -141,6 +141,7 @@ def quieten() -> None:
     litellm.enable_json_schema_validation = False
     litellm.cache = None
     litellm.num_retries = None
+    litellm.DEFAULT_MAX_RETRIES = 0  # a call for an embedding takes it in place of a 0
     litellm.model_fallbacks = None
     # Where warnings are errors the second would fail every call; the first prints parts of the answer.
     for warning in NOISE:
@@ -184,6 +185,10 @@ class LiteLLMProvider:
             return count(deployment.model, texts)
         return await asyncio.to_thread(count, deployment.model, texts)
 
+    def counter(self, deployment: Deployment) -> Callable[[str], int]:
+        """Count with the same tokenizer; for threads."""
+        return lambda text: count(deployment.model, [{"role": "user", "content": text}])
+
     async def close(self) -> None:
         """Give the connections back; the next call would open new ones."""
         if self._session is not None:
@@ -197,6 +202,9 @@ class LiteLLMProvider:
         handled_by_caller = sys.exception()
         try:
             async with asyncio.timeout(request.timeout_s) as deadline:
+                if deployment.is_embedding:
+                    response = await self._embed(deployment, request)
+                    return read_embedding(response, deployment, response_headers(response))
                 response = await self._call(deployment, request)
             return read_answer(response, deployment, response_headers(response))
         except ProviderError as error:
@@ -204,7 +212,7 @@ class LiteLLMProvider:
         except Exception as error:  # noqa: BLE001 - LiteLLM raises whatever its parsers trip over
             if deadline.expired():
                 return ProviderError(Reason.TIMEOUT, f"no answer within {request.timeout_s:g} s")
-            return self._judge(examine(error, handled_by_caller))
+            return judge(examine(error, handled_by_caller), self._clock)
 
     async def _call(self, deployment: Deployment, request: ModelRequest) -> Any:
         key = deployment.api_key
@@ -224,6 +232,22 @@ class LiteLLMProvider:
             shared_session=self._open_session(),
         )
 
+    async def _embed(self, deployment: Deployment, request: ModelRequest) -> Any:
+        key = deployment.api_key
+        is_internal_call.set(True)
+        return await litellm.aembedding(
+            model=deployment.model,
+            input=[message.content for message in request.messages],
+            encoding_format="float",
+            api_base=deployment.api_base,
+            api_key=key.get_secret_value() if key else NO_KEY if deployment.api_base else None,
+            extra_headers={"X-Client-Request-Id": str(request.call_id)},
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            max_retries=0,
+            num_retries=0,
+            shared_session=self._open_session(),
+        )
+
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             # No limit here: the gates decide how many calls are in flight; LiteLLM's own session stops at 500 a host.
@@ -234,32 +258,38 @@ class LiteLLMProvider:
             litellm.aclient_session = httpx.AsyncClient(transport=transport, follow_redirects=False)
         return self._session
 
-    def _judge(self, failure: Failure) -> ProviderError:
-        verdict = next(verdict for verdict in VERDICTS if verdict.matches(failure))
-        return ProviderError(
-            verdict.reason,
-            failure.describe(),
-            status=failure.status,
-            retry_after_s=self._retry_after_s(failure.headers),
-            sent=verdict.sent,
-            limits=read_limits(failure.headers or {}),
-        )
 
-    def _retry_after_s(self, headers: httpx.Headers | None) -> float | None:
-        if headers is None:
-            return None
-        wait_ms = seconds(headers.get("retry-after-ms"))
-        if wait_ms is not None:
-            return wait_ms / 1000
-        value = headers.get("retry-after")
-        wait_s = seconds(value)
-        return wait_s if wait_s is not None else self._seconds_until(value)
+def judge(failure: Failure, clock: Clock) -> ProviderError:
+    """Make a verdict of what is known, by the first line of the table that matches."""
+    verdict = next(verdict for verdict in VERDICTS if verdict.matches(failure))
+    return ProviderError(
+        verdict.reason,
+        failure.describe(),
+        status=failure.status,
+        retry_after_s=retry_after_s(failure.headers, clock),
+        sent=verdict.sent,
+        limits=read_limits(failure.headers or {}),
+    )
 
-    def _seconds_until(self, date: str | None) -> float | None:
-        try:
-            return max(0.0, (parsedate_to_datetime(date or "") - self._clock.now()).total_seconds())
-        except (TypeError, ValueError):  # not a date, or one without a zone
-            return None
+
+def retry_after_s(headers: httpx.Headers | None, clock: Clock) -> float | None:
+    """Read how long the provider wants to be left alone, in seconds from now."""
+    if headers is None:
+        return None
+    wait_ms = seconds(headers.get("retry-after-ms"))
+    if wait_ms is not None:
+        return wait_ms / 1000
+    value = headers.get("retry-after")
+    wait_s = seconds(value)
+    return wait_s if wait_s is not None else seconds_until(value, clock)
+
+
+def seconds_until(date: str | None, clock: Clock) -> float | None:
+    """Give the seconds until a date in HTTP's form; None if it is not a date, or one without a zone."""
+    try:
+        return max(0.0, (parsedate_to_datetime(date or "") - clock.now()).total_seconds())
+    except (TypeError, ValueError):
+        return None
 
 
 def refuse_remote_call(deployment: Deployment) -> None:

@@ -135,6 +135,12 @@ class Quota(QuotaEntry):
         """Name the resource of which a call needs more than a whole minute gives, so that it can never be taken."""
         return next((name for name, units in self.charge_of(size).items() if units > self.per_minute[name]), None)
 
+    @cached_property
+    def most_tokens(self) -> float:
+        """Give the tokens of the largest call that a minute gives, prompt and answer together."""
+        counted = (Resource.TOKENS, Resource.INPUT_TOKENS)
+        return min((self.per_minute[name] for name in counted if name in self.per_minute), default=math.inf)
+
     def reported_rates(self, reported: ReportedLimits) -> dict[Resource, float]:
         """Turn the limits that a provider reported a minute into units a second, without those that cannot be true."""
         return {

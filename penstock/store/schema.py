@@ -25,6 +25,9 @@ LOCK_TIMEOUT_MS = 250
 PAUSE_S = 0.5
 PATIENCE_S = 60.0
 
+INDEX_KINDS = {"indexes": "INDEX", "unique_indexes": "UNIQUE INDEX"}
+"""What a migration may declare, by name and definition: a unique one on a column that older code leaves NULL."""
+
 VALID_INDEXES = text("""
     SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
     WHERE relnamespace = current_schema()::regnamespace AND indisvalid
@@ -116,17 +119,22 @@ def _build_indexes(engine: Engine) -> None:
                 time.sleep(PAUSE_S)
                 continue
             try:
-                for name, definition in _missing_indexes(connection).items():
+                for name, build in _missing_indexes(connection).items():
                     connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
-                    connection.execute(text(f"CREATE INDEX CONCURRENTLY {name} ON {definition}"))
+                    connection.execute(text(build))
             finally:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": INDEX_LOCK})
 
 
 def _missing_indexes(connection: Connection) -> dict[str, str]:
-    """Give the definitions of what is not there, or not valid, by the indexes' names."""
+    """Give the statements that build what is not there, or not valid, by the indexes' names."""
     current = MigrationContext.configure(connection).get_current_revision()
     scripts = ScriptDirectory.from_config(_config())
-    declared = [getattr(each.module, "indexes", {}) for each in scripts.iterate_revisions(current, "base")]
     valid = set(connection.scalars(VALID_INDEXES))
-    return {name: definition for of_one in declared for name, definition in of_one.items() if name not in valid}
+    return {
+        name: f"CREATE {kind} CONCURRENTLY {name} ON {definition}"
+        for each in scripts.iterate_revisions(current, "base")
+        for declared, kind in INDEX_KINDS.items()
+        for name, definition in getattr(each.module, declared, {}).items()
+        if name not in valid
+    }

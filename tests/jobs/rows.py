@@ -32,6 +32,8 @@ TABLES = (
     "spending",
     "tenant_shares",
     "workers",
+    "batches",
+    "batch_errors",
 )
 UPPER_BOUND = 1_000
 BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")

@@ -13,7 +13,7 @@ from penstock.jobs.release import Allowance
 from penstock.money import ledger
 from penstock.money.holds import Hold
 from penstock.money.ledger import CallOutcome, Settlement
-from penstock.money.recollection import JournaledAnswer, recall
+from penstock.money.recollection import JournaledAnswer, Question, recall
 from penstock.schemas import JobState, Lane
 from tests.jobs import rows
 
@@ -109,7 +109,7 @@ def test_a_replay_keeps_answers_that_were_paid_for(engine: Engine) -> None:
     replay(engine, job.id)
 
     with engine.begin() as connection:
-        (kept,) = recall(connection, [(job.id, "q")])
+        (kept,) = recall(connection, [Question(job.id, "q")])
         assert kept.answer == JournaledAnswer(call_id, "sim-small", "m", "stop", "An answer.")
         assert ledger.totals(connection).nanodollars == 40
 

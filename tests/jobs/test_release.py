@@ -125,7 +125,7 @@ def test_backlogged_tenants_share_by_tokens_whatever_the_size_of_their_documents
 def test_no_mixture_of_sizes_sets_tenants_further_apart_than_their_two_largest_jobs(
     schema: Engine, sizes: list[list[int]], batches: list[int]
 ) -> None:
-    rows.execute(schema, "TRUNCATE jobs, payloads, attempts, answers, results, tenant_shares")
+    rows.execute(schema, "TRUNCATE jobs, payloads, attempts, answers, results, tenant_shares CASCADE")
     tenants = {f"tenant-{n}": of_tenant for n, of_tenant in enumerate(sizes)}
     size_of: dict[UUID, int] = {}
     for tenant, of_tenant in tenants.items():

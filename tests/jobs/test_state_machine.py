@@ -45,7 +45,7 @@ class JobLife(RuleBasedStateMachine):
         self.deferred: set[tuple[UUID, int]] = set()
         self.rerun: set[UUID] = set()
         self.may_leave_an_end = False
-        rows.execute(engine, f"TRUNCATE {', '.join(rows.TABLES)}")
+        rows.execute(engine, f"TRUNCATE {', '.join(rows.TABLES)} CASCADE")
 
     def pick(self, number: int) -> UUID:
         return self.ids[number % len(self.ids)]

@@ -9,7 +9,8 @@ from sqlalchemy.exc import IntegrityError
 
 from penstock.errors import InvalidRequestError
 from penstock.money import ledger, spending
-from penstock.money.budgets import CALENDAR, (
+from penstock.money.budgets import (
+    CALENDAR,
     MOST,
     Budget,
     Kept,

@@ -26,10 +26,13 @@ from penstock.money import ledger, recollection
 from penstock.money.holds import Hold
 from penstock.money.ledger import CallOutcome, Intent, LedgerTotals, Settlement
 from penstock.money.prices import PER_TOKENS, UpperBound
-from penstock.money.recollection import JournaledAnswer
+from penstock.money.recollection import JournaledAnswer, Question
 from penstock.schemas import Usage
 from tests.jobs import rows
 from tests.jobs.rows import UPPER_BOUND, intent
+
+
+NOT_WRITTEN = {"bound", "least_max_tokens", "models"}
 
 
 def truth(call_id: UUID, nanodollars: int = 400, answer: str | None = "An answer.") -> Settlement:
@@ -61,7 +64,7 @@ def settle(engine: Engine, *settlements: Settlement) -> None:
 
 def recall(engine: Engine, *wanted: tuple[UUID, str]) -> list[JournaledAnswer | None]:
     with engine.begin() as connection:
-        return [found.answer for found in recollection.recall(connection, wanted)]
+        return [found.answer for found in recollection.recall(connection, [Question(*each) for each in wanted])]
 
 
 def abandon(engine: Engine, older_than_s: float = 60.0) -> list[UUID]:
@@ -94,7 +97,7 @@ def test_an_intent_costs_its_upper_bound(engine: Engine) -> None:
     call = intent(job)
     assert intend(engine, call) == [True]
     (entry,) = entries(engine)
-    written = {name: value for name, value in vars(call).items() if name not in {"bound", "least_max_tokens"}}
+    written = {name: value for name, value in vars(call).items() if name not in NOT_WRITTEN}
     assert entry.items() >= written.items()
     assert (entry["state"], entry["nanodollars"], entry["settled_at"]) == ("intent", UPPER_BOUND, None)
     assert (entry["upper_bound_nanodollars"], entry["upper_bound_tokens"]) == (UPPER_BOUND, 1000)
@@ -375,7 +378,7 @@ class Spending(RuleBasedStateMachine):
         self.runs: list[ClaimedJob] = []
         self.billed: dict[UUID, int] = {}
         self.settled: set[UUID] = set()
-        rows.execute(engine, f"TRUNCATE {', '.join(rows.TABLES)}")
+        rows.execute(engine, f"TRUNCATE {', '.join(rows.TABLES)} CASCADE")
 
     @initialize()
     def begin(self) -> None:

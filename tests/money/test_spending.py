@@ -100,7 +100,7 @@ class Budgets(RuleBasedStateMachine):
         self.runs: list[ClaimedJob] = []
         self.intents: list[Intent] = []
         self.made: dict[UUID, int] = {}
-        rows.execute(engine, f"TRUNCATE {', '.join(rows.TABLES)}")
+        rows.execute(engine, f"TRUNCATE {', '.join(rows.TABLES)} CASCADE")
 
     @initialize()
     def begin(self) -> None:

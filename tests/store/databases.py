@@ -29,7 +29,10 @@ DESCRIPTION = {
         WHERE connamespace = 'public'::regnamespace
     """,
     "triggers": "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
-    "functions": "SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+    "functions": """
+        SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+            AND NOT EXISTS (SELECT 1 FROM pg_depend WHERE objid = pg_proc.oid AND deptype = 'e')
+    """,
     "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'",
     "options": """
         SELECT relname, relrowsecurity, relforcerowsecurity, coalesce(reloptions::text, '')

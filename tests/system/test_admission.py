@@ -133,6 +133,7 @@ def batch(tenant: str) -> list[dict[str, Any]]:
             "tenant": tenant,
             "prompt": PROMPT,
             "lane": "batch",
+            "fresh": True,
             "document": words(tokens, f"{tenant}-{number % VARIANTS}"),
         }
         for number in range(math.ceil(BACKLOG_TOKENS / max(tokens, LEAST_CHARGE)))
@@ -158,7 +159,8 @@ def interactive(client: Client, until_s: float) -> list[UUID]:
     """Ask for something twice a second, as people do beside a batch."""
     ids: list[UUID] = []
     while (now_s := time.monotonic()) < until_s:
-        ids.append(client.submit(tenant="desk", prompt=PROMPT, document=words(300, f"desk-{len(ids) % VARIANTS}")))
+        document = words(300, f"desk-{len(ids) % VARIANTS}")
+        ids.append(client.submit(tenant="desk", prompt=PROMPT, document=document, fresh=True))
         time.sleep(max(0.0, now_s + EVERY_S - time.monotonic()))
     return ids
 

@@ -160,7 +160,7 @@ def play_announced(rig: Rig, point: str) -> Played:
 def play_poisoned(rig: Rig, point: str) -> Played:
     """Run a job that kills whoever runs it, with others beside it; a pool that died is started anew."""
     rig.misbehave(point, "latency", count=20, extra_ms=300)
-    fields = {"tenant": tenant(point), "prompt": PROMPT, "tier": point}
+    fields = {"tenant": tenant(point), "prompt": PROMPT, "tier": point, "fresh": True}
     documents = [f"{POISON} {DOCUMENT}", *[DOCUMENT] * NEIGHBOURS]
     pool, deaths = rig.worker(point), 0
     job_id, *others = rig.client.submit_many(fields | {"document": document} for document in documents)

@@ -93,7 +93,7 @@ def test_logs_never_hold_text(producer: Celery, stack: Stack) -> None:
 @pytest.mark.parametrize("how", ["client", "flower"])
 def test_a_cancel_stops_the_call_in_flight(stack: Stack, client: Client, database: Engine, how: str) -> None:
     httpx.post(f"{stack.simulator_url}/faults", json={"faults": [{"name": "hang", "model": "sim-small", "count": 1}]})
-    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="small")
+    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="small", fresh=True)
 
     def in_flight() -> int:
         return int(httpx.get(f"{stack.simulator_url}/stats").json()["models"].get("sim-small", {}).get("in_flight", 0))
@@ -118,7 +118,7 @@ def test_a_cancel_stops_the_call_in_flight(stack: Stack, client: Client, databas
 def test_a_dead_job_shows_as_failure_and_can_be_replayed(stack: Stack, client: Client) -> None:
     fault = {"name": "bad_request", "model": "sim-small", "count": 1}
     httpx.post(f"{stack.simulator_url}/faults", json={"faults": [fault]})
-    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="small")
+    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="small", fresh=True)
     with pytest.raises(JobDeadError, match="bad_request"):
         client.wait(job_id, timeout_s=PATIENCE_S)
     eventually(lambda: flower_task(stack, str(job_id)).get("state") == "FAILURE")
@@ -131,7 +131,7 @@ def test_a_dead_job_shows_as_failure_and_can_be_replayed(stack: Stack, client: C
 def test_a_retry_shows_as_retry(stack: Stack, client: Client) -> None:
     fault = {"name": "throttled", "model": "sim-small", "count": 1, "retry_after": 2}
     httpx.post(f"{stack.simulator_url}/faults", json={"faults": [fault]})
-    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="small")
+    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="small", fresh=True)
     eventually(lambda: flower_task(stack, str(job_id)).get("state") == "RETRY")
     assert client.wait(job_id, timeout_s=PATIENCE_S).attempts == 2
 
@@ -139,7 +139,7 @@ def test_a_retry_shows_as_retry(stack: Stack, client: Client) -> None:
 def test_a_stopped_pool_finishes_what_it_has_begun(stack: Stack, client: Client) -> None:
     slow = {"name": "latency", "model": "sim-medium", "extra_ms": 1500, "count": 1}
     httpx.post(f"{stack.simulator_url}/faults", json={"faults": [slow]})
-    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="medium")
+    job_id = client.submit(tenant="acme", document=DOCUMENT, tier="medium", fresh=True)
     eventually(lambda: client.get(job_id).state is JobState.RUNNING)
     pool = next(service for service in stack.services if service.name == "medium-1")
     pool.process.send_signal(signal.SIGTERM)

@@ -1,6 +1,7 @@
 """What a model says. It must not know who asked, or what it costs.
 
 A chat answer is an extractive summary of the document in the last user message, so it is cheap, repeatable and true.
+Where that is made of numbered sections, the answer cites the first, the middle and the last of them.
 """
 
 import asyncio
@@ -18,13 +19,25 @@ SUMMARY_WORDS = 120
 CACHED_SUMMARIES = 4096
 
 _DOCUMENT = re.compile(r"<document\b[^>]*>(.*?)</document\b[^>]*>", re.DOTALL | re.IGNORECASE)
+_SECTIONS = re.compile(r"<sections\b[^>]*>(.*?)</sections\b[^>]*>", re.DOTALL)
+_LABEL = re.compile(r"^\[(\d+)[^\]\n]*\].*\n", re.MULTILINE)
 _WORD = re.compile(r"\w+")
 
 
 def find_document(text: str) -> str:
-    """Give the longest `<document ...>` block of a message, or the whole message."""
+    """Give the longest `<document ...>` block of a message, what its sections say, or the whole message."""
+    if sections := _SECTIONS.search(text):
+        return _LABEL.sub("", sections[1])
     blocks = [block for block in _DOCUMENT.findall(text) if block.strip()]
     return max(blocks, key=len) if blocks else text
+
+
+def cite(text: str, answer: str) -> str:
+    """Close an answer with numbers in square brackets, if the message that it answers is about numbered sections."""
+    sections = _SECTIONS.search(text)
+    numbers = _LABEL.findall(sections[1]) if sections else []
+    chosen = dict.fromkeys(numbers[place] for place in (0, len(numbers) // 2, -1)) if numbers else {}
+    return " ".join([answer, *(f"[{number}]" for number in chosen)])
 
 
 class Summariser:

@@ -89,7 +89,7 @@ class ModelEndpoint(ABC, Generic[BodyModel]):
     async def _answer(self, call: Call, headers: Headers, content: dict[str, Any] | None) -> Delivery:
         authenticate(headers)
         body = validate(content, self.body)
-        model = self._find_model(call.model)
+        model = self.find_model(call.model)
         call.meter = self.state.limits.meter(call.account, call.model)
         self._admit(call, call.meter, self.demand(call, body, model))
         fault = draw_fault(self.state, headers, Stage.ANSWER, call.account, call.model)
@@ -99,7 +99,8 @@ class ModelEndpoint(ABC, Generic[BodyModel]):
         self._settle(call, call.meter, done.usage)
         return fault.deliver(done.answer) if fault else done.answer
 
-    def _find_model(self, name: str) -> ModelConfig:
+    def find_model(self, name: str) -> ModelConfig:
+        """Give a model of this kind; raise Refusal."""
         model = self.state.config.models.get(name)
         if model is None:
             message = "The model does not exist or you do not have access to it."

@@ -108,6 +108,7 @@ class SimulatorConfig(Frozen):
     burst_s: float = Field(default=10.0, gt=0, description="seconds of rate that a token bucket can hold")
     charge_rejected: bool = Field(default=False, description="a call refused with 429 uses up a request")
     rate_limit_headers: bool = Field(default=True, description="answers show the limits")
+    batch_polls: int = Field(default=2, ge=0, description="how often a batch is looked at before it has ended")
     prompt_cache_min_tokens: int = Field(default=1024, ge=1, description="shorter prefixes are never cached input")
     models: dict[str, ModelConfig] = Field(min_length=1)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Container
 
-from pydantic import AwareDatetime, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, FiniteFloat, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from penstock.providers.simulator.bodies import Body, parse_json, validate
@@ -20,6 +20,12 @@ class PostedFaults(Body):
     """The body of POST /faults."""
 
     faults: list[Fault]
+
+
+class Pace(Body):
+    """The body of POST /batch-pace."""
+
+    polls: int | None = Field(ge=0)
 
 
 class Control:
@@ -81,6 +87,12 @@ class Control:
             raise Refusal(400, message, code="invalid_value", param=foreign)
         limits = self.state.limits.change(change).limits
         return Answer.json({"model": change.model, "account": change.account, **limits})
+
+    async def post_batch_pace(self, request: Request) -> Delivery:
+        """Say how often batches are looked at before they end; null: they never do."""
+        pace = validate(parse_json(await request.body()), Pace)
+        self.state.batches.polls = pace.polls
+        return Answer.json({"polls": pace.polls})
 
     async def post_faults(self, request: Request) -> Delivery:
         """Append faults to the script: all of them or none."""

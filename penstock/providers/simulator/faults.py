@@ -1,7 +1,7 @@
 """Which request goes wrong, and how. It must not know how an answer is made.
 
-A fault strikes at the edge (nothing was admitted, no work was done, nothing is invoiced) or at the answer (the work
-was done and is invoiced).
+A fault strikes at the edge (nothing was admitted, no work was done, nothing is invoiced), at the answer (the work was
+done and is invoiced), or it strikes a whole batch, or a line of one.
 """
 
 import random
@@ -24,6 +24,8 @@ class Stage(StrEnum):
 
     EDGE = "edge"
     ANSWER = "answer"
+    BATCH = "batch"
+    LINE = "line"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ KINDS = {
     "content_filter": _error(400, "The prompt was refused by the content policy", INVALID, "content_filter"),
     "context_length": _error(400, "This model's context is too short", INVALID, "context_length_exceeded"),
     "model_not_found": _error(404, "The model does not exist", INVALID, "model_not_found"),
+    "enqueued_tokens": _error(429, "Enqueued token limit reached", "tokens", "token_limit_exceeded"),
     "outage": _error(503, UNAVAILABLE, "server_error", None, "mode", "retry_after"),
     "hang": Kind(Stage.EDGE, frozenset({"hold_s"})),
     "reset": Kind(Stage.EDGE),
@@ -69,9 +72,17 @@ KINDS = {
     "empty_choices": Kind(Stage.ANSWER),
     "wrong_schema": Kind(Stage.ANSWER, frozenset({"mode"})),
     "latency": Kind(Stage.ANSWER, frozenset({"extra_ms"})),
+    "batch_expires": Kind(Stage.BATCH, frozenset({"share"})),
+    "batch_stalls": Kind(Stage.BATCH, frozenset({"share"})),
+    "batch_without_file": Kind(Stage.BATCH, frozenset({"looks"})),
+    "batch_shuffles": Kind(Stage.BATCH),
+    "batch_token_limit": Kind(Stage.BATCH),
+    "line_fails": Kind(Stage.LINE, frozenset({"status"})),
+    "line_lost": Kind(Stage.LINE),
+    "line_twice": Kind(Stage.LINE),
 }
 MODES = {"outage": {"unavailable", "refuse"}, "wrong_schema": {"null", "json"}}
-PARAMETERS = frozenset({"retry_after", "hold_s", "interval_ms", "extra_ms", "mode"})
+PARAMETERS = frozenset({"retry_after", "hold_s", "interval_ms", "extra_ms", "mode", "share", "looks", "status"})
 
 
 class Fault(Frozen):
@@ -88,6 +99,9 @@ class Fault(Frozen):
     hold_s: float | None = Field(default=None, ge=0)
     interval_ms: float = Field(default=50.0, ge=0)
     extra_ms: float = Field(default=1000.0, ge=0)
+    share: float = Field(default=0.5, ge=0, le=1, description="of a batch's requests, which is answered")
+    looks: int | None = Field(default=None, ge=1, description="how often a batch is looked at without its file")
+    status: int = Field(default=500, ge=400, lt=600)
     mode: Literal["unavailable", "refuse", "null", "json"] | None = None
 
     @model_validator(mode="after")

@@ -9,16 +9,17 @@ from penstock.providers.simulator.config import Prices
 from penstock.schemas import Frozen, NanoDollars, Usage
 
 PRICED_TOKENS = 1_000_000
+BATCH_PARTS = 2
 
 
-def price(usage: Usage, prices: Prices) -> NanoDollars:
-    """Give the nano-dollars of one call, rounded up once over all token classes."""
+def price(usage: Usage, prices: Prices, *, is_batch: bool = False) -> NanoDollars:
+    """Give the nano-dollars of one call, in a batch half of it, rounded up once over all token classes."""
     exact = (
         usage.input_tokens * prices.input
         + usage.cached_input_tokens * prices.cached_input
         + usage.output_tokens * prices.output
     )
-    return -(-exact // PRICED_TOKENS)
+    return -(-exact // (PRICED_TOKENS * (BATCH_PARTS if is_batch else 1)))
 
 
 class Line(Frozen):

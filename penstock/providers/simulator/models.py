@@ -4,7 +4,7 @@ import json
 from typing import Literal
 from uuid import uuid4
 
-from penstock.providers.simulator.answers import embed, encode_vector, find_document
+from penstock.providers.simulator.answers import cite, embed, encode_vector, find_document
 from penstock.providers.simulator.bodies import ChatRequest, EmbeddingRequest
 from penstock.providers.simulator.calls import Call, Done, ModelEndpoint
 from penstock.providers.simulator.charges import Demand
@@ -40,8 +40,9 @@ class ChatEndpoint(ModelEndpoint[ChatRequest]):
     async def work(self, call: Call, body: ChatRequest, model: ModelConfig, fault: Fault | None) -> Done:
         """Summarise the document of the last user message, in the form that was asked for."""
         cached = self._cached_tokens(call, body, remember=True)  # before anything is awaited: as at admission
-        summary = await self.state.summariser.summary(_find_subject(body))
-        text = _say(body, summary)
+        question = _last_of_user(body)
+        summary = await self.state.summariser.summary(find_document(question))
+        text = _say(body, cite(question, summary))
         said = cut_to_tokens(text, body.limit or min(model.max_output, model.context_window - body.prompt_tokens))
         usage = Usage(
             input_tokens=body.prompt_tokens - cached, cached_input_tokens=cached, output_tokens=count_tokens(said)
@@ -106,9 +107,9 @@ def _check_context(prompt_tokens: int, most: int, model: ModelConfig, param: str
         raise Refusal(400, message, code="context_length_exceeded", param=param)
 
 
-def _find_subject(body: ChatRequest) -> str:
+def _last_of_user(body: ChatRequest) -> str:
     texts = [message.text for message in body.messages if message.role == "user"]
-    return find_document(texts[-1] if texts else body.messages[-1].text)
+    return texts[-1] if texts else body.messages[-1].text
 
 
 def _say(body: ChatRequest, summary: str) -> str:

@@ -15,6 +15,7 @@ CREATE TABLE batches (
     request_digest  text NOT NULL,
     forecast        jsonb,
     abort_if        jsonb NOT NULL,
+    max_nanodollars bigint,
     callback        text,
     items           bigint NOT NULL DEFAULT 0,
     items_digest    text NOT NULL DEFAULT '',
@@ -31,7 +32,7 @@ COMMENT ON COLUMN batches.request_digest IS 'what it was asked to do, so that an
 COMMENT ON COLUMN batches.items IS 'how many of the input are rows here, jobs and errors; those behind them are to be read';
 COMMENT ON COLUMN batches.items_digest IS 'of those items, so that another input under the same name is refused';
 
-CREATE INDEX batches_live ON batches (state) WHERE ended_at IS NULL OR NOT announced;
+CREATE INDEX batches_live ON batches (created_at) WHERE ended_at IS NULL OR NOT announced;
 
 -- The items of its input that could not become jobs. `reason` quotes nothing of them.
 CREATE TABLE batch_errors (

@@ -7,8 +7,9 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 phase = "expand"
-indexes = {
-    "answers_by_question": "answers (tenant, request_digest) WHERE tenant <> ''",
+indexes = {"answers_by_question": "answers (tenant, request_digest)"}
+unique_indexes = {
+    "ledger_in_flight": "ledger (tenant, request_digest, tier) WHERE state = 'intent' AND request_digest IS NOT NULL"
 }
 
 
@@ -19,7 +20,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop what `upgrade` added."""
-    op.execute(f"DROP INDEX IF EXISTS {', '.join(indexes)}")
+    op.execute(f"DROP INDEX IF EXISTS {', '.join(indexes | unique_indexes)}")
     op.execute("ALTER TABLE answers DROP COLUMN tenant, DROP COLUMN model, DROP COLUMN answered_at")
     op.execute("ALTER TABLE ledger DROP COLUMN request_digest")
     op.execute("ALTER TABLE jobs DROP COLUMN is_fresh")

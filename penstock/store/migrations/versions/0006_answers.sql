@@ -11,7 +11,7 @@ COMMENT ON COLUMN answers.model IS 'which model of which deployment was asked, a
 
 ALTER TABLE ledger ADD COLUMN request_digest text;
 
-COMMENT ON COLUMN ledger.request_digest IS 'which question is asked, where a second call with it shall wait for this one';
+COMMENT ON COLUMN ledger.request_digest IS 'which question is asked, where others who ask it wait for this call; one at a time of a tenant and tier';
 
 ALTER TABLE jobs ADD COLUMN is_fresh boolean NOT NULL DEFAULT false;
 

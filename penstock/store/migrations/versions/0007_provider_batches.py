@@ -16,4 +16,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop what `upgrade` added."""
-    pass
+    op.execute("DROP TABLE provider_requests, provider_batches")
+    op.execute("ALTER TABLE batches DROP COLUMN by_provider, DROP COLUMN due_by")

@@ -10,10 +10,10 @@ phase = "expand"
 
 
 def upgrade() -> None:
-    """Add tables, and columns with defaults; the statements stand beside this file."""
+    """Add tables, and the extension where it can be had; the statements stand beside this file."""
     op.execute(Path(__file__).with_suffix(".sql").read_text())
 
 
 def downgrade() -> None:
-    """Drop what `upgrade` added."""
-    pass
+    """Drop the tables; the extension stays, since others may use it."""
+    op.execute("DROP TABLE similar_answers, similar_questions")

@@ -1,0 +1,324 @@
+"""A batch as rows: begun, loaded, paused, looked at. It must not know what its jobs do.
+
+Its jobs have ids of their own that follow from the batch and the item's number, so that an item which is stored twice
+is one job. What is stored of the input is counted in the row that the loader holds: two loaders cannot both go on.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from penstock.batches.batch import AbortIf, Batch, BatchState, NewBatch, Progress
+from penstock.batches.forecast import History
+from penstock.batches.reading import BadItem
+from penstock.errors import InvalidRequestError
+from penstock.jobs.submission import NewJob, copy
+from penstock.money.budgets import Budget, Period, Unit, set_budget
+from penstock.schemas import JobState, PromptReference
+from penstock.store.text import storable
+
+BEGIN = text("""
+    INSERT INTO batches (id, tenant, name, project, prompt_id, prompt_version, prompt_digest, tier, state,
+        request_digest, forecast, abort_if, callback, starts_at)
+    VALUES (:id, :tenant, :name, :project, :prompt_id, :prompt_version, :prompt_digest, :tier, 'running',
+        :digest, CAST(:forecast AS jsonb), CAST(:abort_if AS jsonb), :callback, coalesce(:starts_at, now()))
+    ON CONFLICT DO NOTHING
+    RETURNING id
+""")
+
+CHANGE = text("""
+    UPDATE batches SET abort_if = CAST(:abort_if AS jsonb), callback = coalesce(:callback, callback),
+        forecast = coalesce(forecast, CAST(:forecast AS jsonb))
+    WHERE id = :id AND request_digest = :digest
+    RETURNING id
+""")
+
+CAP = text("UPDATE batches SET max_nanodollars = :most WHERE id = :id AND ended_at IS NULL RETURNING id")
+FIND = text("SELECT * FROM batches WHERE tenant = :tenant AND name = :name")
+LIST = text("""
+    SELECT * FROM batches WHERE CAST(:tenant AS text) IS NULL OR tenant = :tenant
+    ORDER BY created_at DESC, id LIMIT :most
+""")
+LIVE = text("SELECT * FROM batches WHERE ended_at IS NULL ORDER BY created_at, id")
+
+TAKE = text("""
+    UPDATE batches SET items = :items, items_digest = :items_digest
+    WHERE id = :id AND items = :stored AND state <> 'cancelled' AND NOT is_loaded
+    RETURNING id
+""")
+REFUSE = text("""
+    INSERT INTO batch_errors (batch_id, number, reason)
+    SELECT :id, number, reason FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(number bigint, reason text)
+    ON CONFLICT DO NOTHING
+""")
+LOADED = text("UPDATE batches SET is_loaded = true WHERE id = :id AND items = :items RETURNING id")
+
+MOVE = text("""
+    UPDATE batches SET state = :becomes, reason = :reason
+    WHERE id = :id AND state = ANY(CAST(:from_states AS text[])) AND ended_at IS NULL
+    RETURNING id
+""")
+
+CLOSE = text("""
+    WITH closed AS (
+        UPDATE batches SET state = CASE WHEN state = 'cancelled' THEN state ELSE 'done' END, ended_at = now()
+        WHERE id = :id AND ended_at IS NULL AND (is_loaded OR state = 'cancelled') AND NOT EXISTS (
+            SELECT 1 FROM jobs WHERE batch_id = :id AND jobs.state NOT IN ('succeeded', 'dead', 'cancelled'))
+        RETURNING id
+    )
+    DELETE FROM budgets USING closed WHERE tenant = :tenant AND project = closed.id::text AND period = 'batch'
+""")
+
+COUNTS = text("""
+    SELECT now() AS now, (SELECT count(*) FROM batch_errors WHERE batch_id = :id) AS refused,
+        (SELECT coalesce(jsonb_object_agg(state, jobs), '{}') FROM (
+            SELECT state, count(*) AS jobs FROM jobs WHERE batch_id = :id GROUP BY state) AS counted) AS jobs,
+        coalesce(sum(settled_nanodollars), 0)::bigint AS settled, coalesce(sum(held_nanodollars), 0)::bigint AS held
+    FROM spending WHERE tenant = :tenant AND project = :account AND period = 'batch'
+""")
+
+PARK = text("""
+    UPDATE jobs SET state = 'paused' WHERE id IN (
+        SELECT id FROM jobs WHERE batch_id = :id AND state IN ('queued', 'retrying') LIMIT :most FOR UPDATE SKIP LOCKED)
+""")
+UNPARK = text("""
+    UPDATE jobs SET state = CASE WHEN attempts > 0 THEN 'retrying' ELSE 'queued' END,
+        due_at = CASE WHEN reason = 'budget_exhausted' THEN now() ELSE due_at END,
+        reason = nullif(reason, 'budget_exhausted')
+    WHERE id IN (
+        SELECT id FROM jobs WHERE batch_id = :id AND state = 'paused'
+        ORDER BY batch_number LIMIT :most FOR UPDATE SKIP LOCKED)
+""")
+LEFT = text("""
+    SELECT id, state FROM jobs WHERE batch_id = :id AND state IN ('paused', 'queued', 'released', 'running', 'retrying')
+    LIMIT :most
+""")
+HELD_UP = text("""
+    SELECT detail FROM jobs
+    WHERE batch_id = :id AND reason = 'budget_exhausted' AND state IN ('queued', 'retrying') LIMIT 1
+""")
+
+PAGE = text("""
+    SELECT batch_number, id FROM jobs WHERE batch_id = :id AND batch_number > :after ORDER BY batch_number LIMIT :most
+""")
+ERRORS = text("""
+    SELECT number, reason FROM batch_errors WHERE batch_id = :id AND number > :after ORDER BY number LIMIT :most
+""")
+
+HISTORY = text("""
+    SELECT count(*) AS calls, coalesce(avg(tokens), 0)::float8 AS mean_tokens,
+        coalesce(stddev_samp(tokens), 0)::float8 AS deviation, coalesce(avg(seconds), 0)::float8 AS latency_s
+    FROM (
+        SELECT output_tokens + reasoning_tokens AS tokens, extract(epoch FROM settled_at - intended_at) AS seconds
+        FROM (
+            SELECT * FROM ledger WHERE tenant = :tenant AND intended_at > now() - interval '30 days'
+            ORDER BY intended_at DESC LIMIT 20000) AS latest
+        WHERE prompt_id = :prompt AND tier = :tier AND outcome = 'answered' AND reason IS NULL LIMIT 2000
+    ) AS answers
+""")
+
+UNANNOUNCED = text("""
+    UPDATE batches SET announced = true WHERE id IN (
+        SELECT id FROM batches WHERE ended_at IS NOT NULL AND NOT announced LIMIT :most FOR UPDATE SKIP LOCKED)
+    RETURNING id, tenant, name, callback, state
+""")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items that are stored together: those behind the first `stored`, `items` in all with those, by their digest."""
+
+    stored: int
+    items: int
+    digest: str
+    jobs: Sequence[NewJob]
+    refused: Sequence[BadItem]
+
+
+def job_id(batch_id: UUID, number: int) -> UUID:
+    """Name the job of an item: by 60 bits of its batch, then its number, so that ids have the order of the input.
+
+    The form is that of UUID version 8, RFC 9562 section 5.8.
+    """
+    of_batch = batch_id.bytes[:8]
+    value = int.from_bytes(of_batch) << 64 | number
+    version, variant = 0xF << 76, 0x3 << 62
+    return UUID(int=value & ~version & ~variant | 8 << 76 | 2 << 62)
+
+
+def begin(connection: Connection, new: NewBatch) -> Batch:
+    """Begin a batch, or find the one of that name; what may change is changed: its cap, its rules, its callback.
+
+    Raises InvalidRequestError where the name stands for a batch that asks something else.
+    """
+    values = {
+        "id": new.id,
+        "tenant": new.tenant,
+        "name": new.name,
+        "project": new.project,
+        "prompt_id": new.prompt.id,
+        "prompt_version": new.prompt.version,
+        "prompt_digest": new.prompt.digest,
+        "tier": new.tier,
+        "digest": new.digest,
+        "forecast": None if new.forecast is None else json.dumps(new.forecast),
+        "abort_if": json.dumps(asdict(new.abort_if)),
+        "callback": new.callback,
+        "starts_at": new.starts_at,
+    }
+    if connection.execute(BEGIN, values).one_or_none() is None and not connection.execute(CHANGE, values).all():
+        raise InvalidRequestError(
+            "name",
+            f"batch {new.name!r} of tenant {new.tenant!r} was begun with another prompt, tier, project or variables",
+            "use a new name, or run it as it was begun",
+        )
+    batch = find(connection, new.tenant, new.name)
+    if new.max_nanodollars is not None:
+        cap(connection, batch, new.max_nanodollars)
+    return batch
+
+
+def cap(connection: Connection, batch: Batch, nanodollars: int) -> None:
+    """Set what a batch that has not ended may cost; it holds from the next call on."""
+    if connection.execute(CAP, {"id": batch.id, "most": nanodollars}).one_or_none() is not None:
+        limit = Budget(batch.tenant, Period.BATCH, Unit.NANODOLLARS, project=str(batch.id), hard_limit=nanodollars)
+        set_budget(connection, limit)
+
+
+def find(connection: Connection, tenant: str, name: str) -> Batch:
+    """Look a batch up; raise InvalidRequestError."""
+    row = connection.execute(FIND, {"tenant": tenant, "name": name}).one_or_none()
+    if row is None:
+        raise InvalidRequestError(
+            "name", f"tenant {tenant!r} has no batch {name!r}", "see `penstock batch list` for those that there are"
+        )
+    return _batch(row)
+
+
+def find_all(connection: Connection, tenant: str | None, *, most: int) -> list[Batch]:
+    """List the batches of a tenant, or of all, the newest first."""
+    return [_batch(row) for row in connection.execute(LIST, {"tenant": tenant, "most": most})]
+
+
+def live(connection: Connection) -> list[Batch]:
+    """List the batches that have not ended."""
+    return [_batch(row) for row in connection.execute(LIVE)]
+
+
+def load(connection: Connection, batch_id: UUID, chunk: Chunk) -> bool:
+    """Store a chunk of items; False, with nothing stored, where it is no longer ours to do.
+
+    That is where another loader has gone on meanwhile, or the batch was cancelled.
+    """
+    values = {"id": batch_id, "stored": chunk.stored, "items": chunk.items, "items_digest": chunk.digest}
+    if connection.execute(TAKE, values).one_or_none() is None:
+        return False
+    if chunk.jobs:
+        copy(connection, chunk.jobs, window=0)
+    if chunk.refused:
+        rows = [{"number": each.number, "reason": storable(each.reason)} for each in chunk.refused]
+        connection.execute(REFUSE, {"id": batch_id, "rows": json.dumps(rows)})
+    return True
+
+
+def end_loading(connection: Connection, batch_id: UUID, items: int) -> bool:
+    """Note that the input has no more than `items`; False where another loader has stored more."""
+    return connection.execute(LOADED, {"id": batch_id, "items": items}).one_or_none() is not None
+
+
+def move(
+    connection: Connection, batch_id: UUID, becomes: BatchState, *from_states: BatchState, reason: str | None = None
+) -> bool:
+    """Change the state of a batch that is in one of `from_states`, and tell whether it was."""
+    values = {"id": batch_id, "becomes": becomes, "from_states": list(from_states), "reason": reason}
+    return connection.execute(MOVE, values).one_or_none() is not None
+
+
+def close(connection: Connection, batch: Batch) -> None:
+    """End a batch of which nothing is to be read or run any more, and drop its budget."""
+    connection.execute(CLOSE, {"id": batch.id, "tenant": batch.tenant})
+
+
+def progress(connection: Connection, batch: Batch) -> Progress:
+    """Count where the jobs of a batch stand, and what they came to."""
+    row = connection.execute(COUNTS, {"id": batch.id, "tenant": batch.tenant, "account": str(batch.id)}).one()
+    jobs = {JobState(state): count for state, count in row.jobs.items()}
+    return Progress(batch, jobs, row.refused, row.settled, row.held, row.now)
+
+
+def park(connection: Connection, batch_id: UUID, *, most: int) -> int:
+    """Pause waiting jobs of a batch, and give how many."""
+    return connection.execute(PARK, {"id": batch_id, "most": most}).rowcount
+
+
+def unpark(connection: Connection, batch_id: UUID, *, most: int) -> int:
+    """Let paused jobs of a batch go on, the first of its input first, and give how many."""
+    return connection.execute(UNPARK, {"id": batch_id, "most": most}).rowcount
+
+
+def left(connection: Connection, batch_id: UUID, *, most: int) -> dict[UUID, JobState]:
+    """Give jobs of a batch that have not ended, and where they stand."""
+    return {row.id: JobState(row.state) for row in connection.execute(LEFT, {"id": batch_id, "most": most})}
+
+
+def held_up(connection: Connection, batch_id: UUID) -> str | None:
+    """Say what a job of a batch waits for that a budget has refused; None where there is none."""
+    detail: str | None = connection.scalar(HELD_UP, {"id": batch_id})
+    return detail
+
+
+def page(connection: Connection, batch_id: UUID, *, after: int, most: int) -> dict[int, UUID]:
+    """Give the jobs behind an item's number, by number, in the order of the input."""
+    return {row.batch_number: row.id for row in connection.execute(PAGE, _page(batch_id, after, most))}
+
+
+def errors(connection: Connection, batch_id: UUID, *, after: int, most: int) -> list[BadItem]:
+    """Give the refused items behind a number, in the order of the input."""
+    return [BadItem(row.number, row.reason) for row in connection.execute(ERRORS, _page(batch_id, after, most))]
+
+
+def history(connection: Connection, tenant: str, prompt: str, tier: str) -> History:
+    """Say what the latest calls of a tenant with a prompt, whatever its version, came to in a tier."""
+    row = connection.execute(HISTORY, {"tenant": tenant, "prompt": prompt, "tier": tier}).one()
+    return History(row.calls, row.mean_tokens, row.deviation, row.latency_s)
+
+
+def take_unannounced(connection: Connection, *, most: int = 100) -> list[tuple[Batch, str]]:
+    """Mark ended batches as announced and give those with a callback; who publishes commits after it.
+
+    One may be told twice, none never.
+    """
+    rows = connection.execute(UNANNOUNCED, {"most": most}).all()
+    return [(find(connection, row.tenant, row.name), row.callback) for row in rows if row.callback]
+
+
+def _page(batch_id: UUID, after: int, most: int) -> dict[str, object]:
+    return {"id": batch_id, "after": after, "most": most}
+
+
+def _batch(row: Any) -> Batch:
+    return Batch(
+        id=row.id,
+        tenant=row.tenant,
+        name=row.name,
+        project=row.project,
+        prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
+        tier=row.tier,
+        state=BatchState(row.state),
+        reason=row.reason,
+        digest=row.request_digest,
+        forecast=row.forecast,
+        abort_if=AbortIf(**row.abort_if),
+        callback=row.callback,
+        items=row.items,
+        items_digest=row.items_digest,
+        is_loaded=row.is_loaded,
+        created_at=row.created_at,
+        starts_at=row.starts_at,
+        ended_at=row.ended_at,
+        max_nanodollars=row.max_nanodollars,
+    )

@@ -1,0 +1,251 @@
+"""What a client does with batches: what one would cost, begin it, watch it, stop it, fetch its results.
+
+It must not know how a job is run, or who prints anything.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from penstock.batches import rows
+from penstock.batches.batch import AbortIf, Batch, BatchState, NewBatch, Progress
+from penstock.batches.forecast import Capacity, Forecast, forecast
+from penstock.batches.reading import Columns
+from penstock.batches.rows import Chunk
+from penstock.batches.tending import follow
+from penstock.client.batch_input import BatchInput, BatchRequest, Count, Source, count_bytes
+from penstock.client.doorbell import Doorbell
+from penstock.client.tenant_view import check_name
+from penstock.errors import BatchTakenError, InvalidRequestError
+from penstock.intake import Intake
+from penstock.jobs import queries, retention
+from penstock.schemas import Job, JobState, NanoDollars
+from penstock.settings import Settings
+from penstock.tenants import Tenants
+
+__all__ = ["BatchError", "BatchRequest", "Batches"]
+
+JOBS_A_PAGE = 500
+NAME_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class BatchError:
+    """An item without a result: what was refused at the door (without `job_id`), or is dead or cancelled."""
+
+    number: int
+    reason: str
+    job_id: UUID | None = None
+
+
+class Batches:
+    """The part of a client that concerns batches."""
+
+    _engine: Engine
+    _intake: Intake
+    _tenants: Tenants
+    _settings: Settings
+    _doorbell: Doorbell
+
+    def plan_batch(
+        self, request: BatchRequest, source: Source, *, columns: Columns | None = None, count: Count | None = None
+    ) -> Forecast:
+        """Say what a batch would come to, from a sample of its input. Nothing is stored, no model is asked.
+
+        `count` counts the tokens of messages; without it four bytes are one. Raises InvalidRequestError, and
+        ConfigurationError where models.toml or prices.toml is not here.
+        """
+        from penstock.money.prices import PriceList
+        from penstock.routing import Catalogue
+
+        given = BatchInput.open(self._intake, request, source, columns)
+        catalogue = Catalogue.load(self._settings.config, with_keys=False)
+        tier, deployments = catalogue.tier(given.tier), catalogue.deployments(given.tier)
+        prices = PriceList.load(self._settings.config / "prices.toml")
+        with self._engine.connect() as connection:
+            tenant, prompt = check_name("tenant", request.tenant), given.prompt
+            history = rows.history(connection, tenant, prompt.reference.id, tier.name)
+        return forecast(
+            given.sample(count or count_bytes),
+            history,
+            prices.price_on(deployments[0].name, datetime.now(UTC).date()),
+            min(prompt.max_tokens, deployments[0].max_output_tokens),
+            Capacity([deployment.quota for deployment in deployments], tier.concurrency * tier.processes),
+        )
+
+    def batch(
+        self,
+        name: str,
+        request: BatchRequest,
+        source: Source,
+        *,
+        columns: Columns | None = None,
+        forecast: Forecast | None = None,
+        max_cost: NanoDollars | None = None,
+        abort_if: AbortIf | None = None,
+        start: datetime | None = None,
+        callback: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Batch:
+        """Begin a batch and store its input, or go on where an earlier call of the same name was broken off.
+
+        Its jobs run from `start` on, or at once, while the rest is read. `progress` is called with how many items are
+        stored and how many of them were refused. `callback` is the name of a Celery task, or of `task@queue`, that is
+        sent when the batch has ended. Raises InvalidRequestError where the name stands for another request or another
+        input, and BatchTakenError where somebody else stores it at this moment, or it was cancelled.
+        """
+        given = BatchInput.open(self._intake, request, source, columns)
+        new = NewBatch(
+            tenant=request.tenant,
+            name=_check_batch_name(name),
+            project=request.project,
+            prompt=given.prompt.reference,
+            tier=given.tier,
+            digest=given.digest,
+            forecast=None if forecast is None else _kept(forecast),
+            abort_if=abort_if or AbortIf(),
+            max_nanodollars=max_cost,
+            starts_at=start,
+            callback=callback,
+        )
+        with self._engine.begin() as connection:
+            batch = rows.begin(connection, new)
+        if not batch.is_loaded and not batch.state.has_ended:
+            self._load(batch, given, progress or (lambda _stored, _refused: None))
+        return self.find_batch(request.tenant, name)
+
+    def find_batch(self, tenant: str, name: str) -> Batch:
+        """Look a batch up; raise InvalidRequestError."""
+        with self._engine.connect() as connection:
+            return rows.find(connection, tenant, name)
+
+    def batches(self, tenant: str | None = None, *, most: int = 50) -> list[Batch]:
+        """List the batches of a tenant, or of all, the newest first."""
+        with self._engine.connect() as connection:
+            return rows.find_all(connection, tenant, most=most)
+
+    def batch_progress(self, tenant: str, name: str) -> Progress:
+        """Say how far a batch is and what it has cost; raise InvalidRequestError."""
+        with self._engine.connect() as connection:
+            return rows.progress(connection, rows.find(connection, tenant, name))
+
+    def pause_batch(self, tenant: str, name: str) -> Batch:
+        """Let no further job of a batch begin; those under way go on. Raises InvalidRequestError."""
+        return self._change(tenant, name, BatchState.PAUSED, BatchState.RUNNING, BatchState.STOPPED)
+
+    def resume_batch(self, tenant: str, name: str, *, max_cost: NanoDollars | None = None) -> Batch:
+        """Let a paused or stopped batch go on, with another cap if one is given. Raises InvalidRequestError."""
+        if max_cost is not None:
+            with self._engine.begin() as connection:
+                rows.cap(connection, rows.find(connection, tenant, name), max_cost)
+        return self._change(tenant, name, BatchState.RUNNING, BatchState.PAUSED, BatchState.STOPPED)
+
+    def cancel_batch(self, tenant: str, name: str) -> Batch:
+        """Cancel what has not ended of a batch; calls in flight are stopped. Raises InvalidRequestError."""
+        return self._change(
+            tenant, name, BatchState.CANCELLED, BatchState.RUNNING, BatchState.PAUSED, BatchState.STOPPED
+        )
+
+    def batch_results(self, tenant: str, name: str) -> Iterator[tuple[int, Job]]:
+        """Give the jobs of a batch that have succeeded, with the numbers of their items, in the order of the input."""
+        batch = self.find_batch(tenant, name)
+        is_read_once = self._tenants.entry(tenant).retention_days == 0
+        for number, job in self._jobs(batch):
+            if job.state is JobState.SUCCEEDED:
+                yield number, job
+                if is_read_once and job.ended_at is not None:
+                    with self._engine.begin() as connection:
+                        retention.note_fetch(connection, job.id, job.ended_at)
+
+    def batch_errors(self, tenant: str, name: str) -> Iterator[BatchError]:
+        """Give the items of a batch that have no result and will have none: the refused first, then dead jobs."""
+        batch = self.find_batch(tenant, name)
+        after = 0
+        while True:
+            with self._engine.connect() as connection:
+                refused = rows.errors(connection, batch.id, after=after, most=JOBS_A_PAGE)
+            if not refused:
+                break
+            yield from (BatchError(each.number, each.reason) for each in refused)
+            after = refused[-1].number
+        for number, job in self._jobs(batch):
+            if job.state in {JobState.DEAD, JobState.CANCELLED}:
+                yield BatchError(number, f"{job.reason or job.state}: {job.detail or ''}".rstrip(": "), job.id)
+
+    def _jobs(self, batch: Batch) -> Iterator[tuple[int, Job]]:
+        after = 0
+        while True:
+            with self._engine.connect() as connection:
+                page = rows.page(connection, batch.id, after=after, most=JOBS_A_PAGE)
+                found = queries.get(connection, list(page.values()))
+            if not page:
+                return
+            yield from ((number, found[job_id]) for number, job_id in page.items())
+            after = max(page)
+
+    def _change(self, tenant: str, name: str, becomes: BatchState, *from_states: BatchState) -> Batch:
+        """Change the state of a batch, and let its jobs follow at once; upkeep does what this leaves undone."""
+        batch = self.find_batch(tenant, name)
+        with self._engine.begin() as connection:
+            changed = rows.move(connection, batch.id, becomes, *from_states)
+            batch = rows.find(connection, tenant, name)
+        if not changed and batch.state is not becomes:
+            raise InvalidRequestError(
+                "name", f"batch {name!r} is {batch.state}", f"only one that is {' or '.join(from_states)} can be"
+            )
+        has_begun = batch.starts_at <= datetime.now(UTC)
+        is_all = False
+        while not is_all:
+            with self._engine.begin() as connection:
+                followed = follow(connection, batch, has_begun=has_begun)
+            self._doorbell.revoke(followed.stopped)
+            is_all = followed.is_all
+        return batch
+
+    def _load(self, batch: Batch, given: BatchInput, progress: Callable[[int, int], None]) -> None:
+        """Store what is missing of the input. A chunk is checked while the one before it is written."""
+        stored, refused = batch.items, 0
+        ours = True
+        with ThreadPoolExecutor(1) as writer:
+            writing: Future[bool] | None = None
+            for chunk in given.chunks(batch):
+                ours = writing is None or writing.result()
+                if not ours:
+                    break
+                progress(stored, refused)
+                stored, refused = chunk.items, refused + len(chunk.refused)
+                writing = writer.submit(self._store_chunk, batch.id, chunk)
+            ours = ours and (writing is None or writing.result())
+        progress(stored, refused)
+        with self._engine.begin() as connection:
+            if not ours or not rows.end_loading(connection, batch.id, stored):
+                raise BatchTakenError(
+                    f"batch {batch.name!r} was cancelled, or another process stores its input; "
+                    "see `penstock batch status`"
+                )
+
+    def _store_chunk(self, batch_id: UUID, chunk: Chunk) -> bool:
+        with self._engine.begin() as connection:
+            return rows.load(connection, batch_id, chunk)
+
+
+def _check_batch_name(name: str) -> str:
+    if isinstance(name, str) and 0 < len(name) <= NAME_LENGTH and name.isprintable() and name == name.strip():
+        return name
+    raise InvalidRequestError(
+        "name", "it is no name of a batch", f"use 1 to {NAME_LENGTH} printable characters, no space at either end"
+    )
+
+
+def _kept(forecast: Forecast) -> dict[str, Any]:
+    """Give what is stored of a forecast, to stand beside the truth."""
+    parts = {
+        name: [value.low, value.expected, value.high] for name, value in vars(forecast).items() if hasattr(value, "low")
+    }
+    plain = {name: value for name, value in vars(forecast).items() if name not in parts}
+    return plain | parts | {"job_nanodollars_high": forecast.job_nanodollars_high}
