@@ -78,6 +78,11 @@ async def admit(house: House, want: Want, call_id: UUID, tried: Mapping[str, Rea
     raise _summary(denials)
 
 
+async def admit_to(house: House, want: Want, deployment: Deployment, call_id: UUID) -> Admission:
+    """Ask one deployment that answers for no tier, within the bounds of the first of `want.tiers`."""
+    return await _ask(house, want, want.tiers[0], deployment, call_id)
+
+
 async def _ask(house: House, want: Want, tier: str, deployment: Deployment, call_id: UUID) -> Admission:
     quota = deployment.quota
     known = await house.gates.estimates.known(deployment.model, want.prompt)

@@ -19,6 +19,8 @@ from penstock.money.recollection import JournaledAnswer, Question, Recollection
 from penstock.prompts import Prompt
 from penstock.retry import TREATMENTS, Kind
 from penstock.schemas import Frozen, Lane, NanoDollars, PromptReference, RenderedPrompt, Source, Usage
+from penstock.similar import lookup
+from penstock.similar.lookup import Asked, Search
 
 __all__ = ["CallContext", "Completion", "CompletionRequest", "complete", "find_prompt"]
 
@@ -66,10 +68,13 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
     """
     prompt = find_prompt(house, request.prompt)
     rendered = _render(prompt, request)
-    digest = _digest(rendered)
+    digest = digest_of(rendered)
     known = await _recall(house, request, digest)
     if known.answer is not None:
         return _reuse(known.answer, prompt)
+    found = await _search(house, request, prompt, digest)
+    if found.given is not None:
+        return _reuse(found.given, prompt)
     want = await _measure(house, request, prompt, rendered)
     if known.was_cut:
         want = replace(want, is_repeat=True)
@@ -85,7 +90,7 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
             price=house.prices.price_on(admission.deployment.name, house.clock.now().date()),
         )
         try:
-            return _completion(call, await make(house, call))
+            completion = _completion(call, await make(house, call))
         except (ProviderError, NotAdmittedError) as error:
             if _was_cut_short(admission, error):
                 want = replace(want, is_repeat=True)
@@ -93,6 +98,17 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
                 tried = _too_dear(house, want, rendered, error) | tried | {admission.deployment.name: error}
             else:
                 raise
+        else:
+            await lookup.keep(house, found, completion.text)
+            return completion
+
+
+async def _search(house: House, request: CompletionRequest, prompt: Prompt, digest: str) -> Search:
+    """Look for an answer to an instruction that means the same, where the tenant wants that."""
+    if request.sections is not None:
+        return lookup.NOTHING
+    values = prompt.check(request.variables, document=request.document)
+    return await lookup.search(house, Asked(request.context, request.lane, prompt, values, digest))
 
 
 def _completion(call: Call, answered: Answered) -> Completion:
@@ -138,7 +154,7 @@ def _render(prompt: Prompt, request: CompletionRequest) -> RenderedPrompt:
     return prompt.render(request.variables, request.document)
 
 
-def _digest(rendered: RenderedPrompt) -> str:
+def digest_of(rendered: RenderedPrompt) -> str:
     """Name what is asked, so that the same question finds its journaled answer, whichever model gave it."""
     return hashlib.sha256(json.dumps(rendered.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 

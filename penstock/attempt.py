@@ -86,19 +86,19 @@ async def _work(  # noqa: PLR0911 - a line a verdict
     except NotAdmittedError as error:
         return await _not_admitted(house, job, error), 0
     except ProviderError as error:
-        return await _failed(house, job, error.reason, str(error), error.retry_after_s), 0
+        return await failed(house, job, error.reason, str(error), error.retry_after_s), 0
     except OutputInvalidError as error:
-        return await _failed(house, job, Reason.OUTPUT_INVALID, str(error)), 0
+        return await failed(house, job, Reason.OUTPUT_INVALID, str(error)), 0
     except (ConfigurationError, InvalidRequestError) as error:
         waits = Ending(job.id, job.fence, Outcome.RETRIED, Reason.INTERNAL, str(error), delay_s=DEPLOYMENT_S)
         return waits, 0
     except FencedError as error:
         return Ending(job.id, job.fence, Outcome.HANDED_BACK, detail=str(error)), 0
     except time_limits as error:
-        return await _failed(house, job, Reason.TIME_LIMIT, type(error).__name__), 0
+        return await failed(house, job, Reason.TIME_LIMIT, type(error).__name__), 0
     except Exception as error:  # noqa: BLE001 - the job must end in a state, whatever a room raised
         telemetry.failed(error)
-        return await _failed(house, job, Reason.INTERNAL, type(error).__name__), 0
+        return await failed(house, job, Reason.INTERNAL, type(error).__name__), 0
     ending = Ending(
         job.id,
         job.fence,
@@ -178,9 +178,10 @@ async def _bury(
     return Ending(job.id, job.fence, Outcome.DEAD, reason=reason, detail=detail, failed=failed)
 
 
-async def _failed(
+async def failed(
     house: House, job: ClaimedJob, reason: Reason, detail: str, retry_after_s: float | None = None
 ) -> Ending:
+    """Say how an attempt ends that failed: tried again later, dead, or with a summary without a model."""
     failure = Failure(
         reason=reason,
         failures=job.failures,

@@ -5,6 +5,7 @@ Nothing else reaches a provider. Every end of a call is settled twice: in the le
 
 import asyncio
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -25,7 +26,7 @@ from penstock.failpoints import Failpoint, reach
 from penstock.house import House
 from penstock.money.budgets import OnExhausted, Period
 from penstock.money.holds import Hold, Shortfall
-from penstock.money.ledger import CallOutcome, InFlight, Intent, Settlement
+from penstock.money.ledger import CallOutcome, InFlight, Intent, Settlement, SoftLimitPassed
 from penstock.money.prices import Price, UpperBound
 from penstock.prompts import Prompt
 from penstock.schemas import Frozen, ModelAnswer, ModelRequest, RenderedPrompt, Usage
@@ -171,12 +172,13 @@ async def _intend(house: House, call: Call) -> Hold:
             raise FencedError(f"job {context.job_id} belongs to a later run than {context.fence}")
 
 
-def bound_of(rendered: RenderedPrompt, price: Price) -> UpperBound:
+def bound_of(rendered: RenderedPrompt, price: Price, *, is_batch: bool = False) -> UpperBound:
     """Say what a call can cost at most: its messages, and the output schema, count by their bytes."""
     schema = json.dumps(rendered.output_schema or {})
     return price.upper_bound(
         prompt_bytes=sum(len(message.content.encode()) for message in rendered.messages) + len(schema.encode()),
         messages=len(rendered.messages),
+        is_batch=is_batch,
     )
 
 
@@ -243,7 +245,7 @@ def _answered(call: Call, usage: Usage, reason: Reason | None = None) -> Settlem
 async def _settle(house: House, call: Call, answer: ModelAnswer) -> str:
     """State the cost, keep the answer if it can be used, and give its text; what cannot be used is paid too."""
     try:
-        text = _usable(call, answer)
+        text = usable(call.prompt, answer, call.admission.size.max_tokens)
     except (ProviderError, OutputInvalidError) as error:
         reason = error.reason if isinstance(error, ProviderError) else Reason.OUTPUT_INVALID
         await _write_down(house, _answered(call, answer.usage, reason))
@@ -275,7 +277,12 @@ async def _write_down(house: House, settlement: Settlement) -> None:
     if await _was_stopped(writing):
         writing.exception()
         raise asyncio.CancelledError
-    for limit in writing.result():
+    tell_passed(writing.result())
+
+
+def tell_passed(limits: Iterable[SoftLimitPassed]) -> None:
+    """Tell which soft limits were passed."""
+    for limit in limits:
         telemetry.emit(
             "budget.soft_limit_passed",
             tenant=limit.tenant,
@@ -298,9 +305,10 @@ async def _was_stopped(writing: "asyncio.Future[Any]") -> bool:
     return stopped
 
 
-def _usable(call: Call, answer: ModelAnswer) -> str:
+def usable(prompt: Prompt, answer: ModelAnswer, max_tokens: int) -> str:
+    """Give the text of an answer in normal form; raise ProviderError or OutputInvalidError."""
     if answer.finish_reason == "length":
-        raise OutputTruncatedError(call.admission.size.max_tokens)
+        raise OutputTruncatedError(max_tokens)
     if answer.finish_reason == "content_filter":
         raise ProviderError(Reason.CONTENT_POLICY, "the provider withheld its answer")
-    return call.prompt.parse_output(answer.text)
+    return prompt.parse_output(answer.text)

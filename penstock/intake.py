@@ -196,8 +196,8 @@ def _name_of(document: object) -> str | None:
 def _digest(request: JobRequest, document: str | None) -> str:
     """Name what the caller asked for, so that a repeat can be told from another request under the same key."""
     asked = [request.prompt, request.prompt_version, request.tier, sorted(request.variables.items()), document]
-    if request.project:
+    if request.project or request.fresh:
         asked.append(request.project)
     if request.fresh:
-        asked.append({"fresh": True})
+        asked.append("fresh")
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

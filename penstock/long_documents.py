@@ -50,7 +50,7 @@ class Partial:
 async def complete(house: House, request: CompletionRequest) -> Completion:
     """Answer a request as `ai.complete` does, in parts where its prompt allows that and its document is too long.
 
-    Of several failures the one that says most is raised, once all calls under way have ended; a cancellation stops them.
+    Of several failures the one that says most is raised when all calls under way have ended; a cancellation stops them.
     """
     prompt = ai.find_prompt(house, request.prompt)
     sections = await _divide(house, request, prompt)

@@ -142,8 +142,8 @@ class AdmissionRooms(Rooms):
     def submit_many(self, count: int, **fields: Any) -> list[UUID]:
         """Submit jobs that are alike, and release them."""
         intake = Intake.load(self.settings, SystemClock())
-        asked = {"tenant": "acme", "prompt": "summarise_document", "prompt_version": "1.1.0", "tier": "one", "fresh": True}
-        jobs = [intake.accept(uuid4(), asked | {"document": DOCUMENT} | fields) for _ in range(count)]
+        asked = {"tenant": "acme", "prompt": "summarise_document", "prompt_version": "1.1.0", "tier": "one"}
+        jobs = [intake.accept(uuid4(), asked | {"document": DOCUMENT, "fresh": True} | fields) for _ in range(count)]
         with self.engine.begin() as connection:
             leases.renew(connection, WORKER, 60)
             made = [accepted.id for accepted in submit(connection, jobs, window=count)]

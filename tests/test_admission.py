@@ -201,11 +201,12 @@ class TestWhatIsLearnt:
         gated.attempt(gated.submit(tier="frugal"))
         assert gated.max_tokens("sim-frugal") == [768]
 
+    @pytest.mark.parametrize("fresh", [True, False])
     def test_an_answer_cut_there_is_asked_once_more_with_all_that_the_prompt_allows_and_the_bound_rises(
-        self, gated: AdmissionRooms
+        self, gated: AdmissionRooms, *, fresh: bool
     ) -> None:
         gated.teach("openai/sim-frugal", "1.1.0", 24)
-        job_id = gated.submit(tier="frugal", document=LONG_DOCUMENT)
+        job_id = gated.submit(tier="frugal", document=LONG_DOCUMENT, fresh=fresh)
         report = gated.attempt(job_id)
         assert report.outcome is Outcome.SUCCEEDED
         assert gated.max_tokens("sim-frugal") == [64, 768]

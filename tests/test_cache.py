@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from click.testing import CliRunner
 from sqlalchemy import text
 
 from penstock.attempt import Report, run
-from penstock.cli import main
+from penstock.cli.display import print_jobs, show
 from penstock.client import Client
 from penstock.clock import SystemClock
 from penstock.errors import InvalidRequestError, Reason
@@ -72,6 +72,12 @@ class TestHit:
         assert rooms.gates.keys() == []
         assert rooms.attempt(ask(rooms, document="Another.")).reason is Reason.BUDGET_EXHAUSTED
 
+    def test_the_question_is_the_text_that_was_taken_out_of_the_document(self, rooms: Rooms, client: Client) -> None:
+        answered(rooms, client)
+        page = f"<html><body><p>{DOCUMENT}</p></body></html>"
+        assert answered(rooms, client, document=DOCUMENT + " \n", document_name="another.txt").cached
+        assert answered(rooms, client, document=page, media_type="text/html").cached
+
     def test_a_project_takes_what_another_of_its_tenant_has_paid_for(self, rooms: Rooms, client: Client) -> None:
         answered(rooms, client, project="north")
         assert answered(rooms, client, project="south").cached
@@ -80,10 +86,10 @@ class TestHit:
         "fields",
         [
             {"tenant": "globex"},
-            {"document": DOCUMENT + " "},
+            {"document": DOCUMENT + " More."},
             {"variables": {"language": "French"}},
             {"prompt_version": "1.1.0"},
-            {"prompt": "extract_metadata"},
+            {"prompt": "extract_metadata", "prompt_version": None},
             {"tier": "medium", "prompt_version": "1.2.0"},
         ],
         ids=lambda fields: next(iter(fields)),
@@ -111,14 +117,18 @@ class TestHit:
         assert rooms.attempt(ask(rooms, prompt="extract_metadata")).reason is Reason.OUTPUT_INVALID
         assert not answered(rooms, client, prompt="extract_metadata").cached
 
-    def test_it_shows_as_cached(self, rooms: Rooms, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_shows_as_cached(self, rooms: Rooms, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
         jobs = [answered(rooms, client), answered(rooms, client)]
-        for name in ("database_url", "broker_url", "config", "prompts"):
-            monkeypatch.setenv(f"PENSTOCK_{name.upper()}", str(getattr(rooms.settings, name)))
-        listed = CliRunner().invoke(main, ["jobs", "list"]).output
-        shown = [CliRunner().invoke(main, ["jobs", "show", str(job.id)]).output for job in jobs]
-        assert listed.count("succeeded (cached)") == 1
-        assert ["cached:            True" in each for each in shown] == [False, True]
+        told = []
+        for job in jobs:
+            capsys.readouterr()
+            print_jobs([job], as_json=False)
+            print_jobs([job], as_json=False, results=True)
+            show(client, job.id, as_json=False)
+            told.append(capsys.readouterr().out)
+        assert ["succeeded (cached)" in each for each in told] == [False, True]
+        assert ["(succeeded, sim-small)" in each for each in told] == [True, False]
+        assert [f"{'cached:':18} True" in each for each in told] == [False, True]
 
 
 class TestFresh:
@@ -187,13 +197,6 @@ class TestSingleFlight:
         assert sorted(client.get(job_id).cached for job_id in jobs) == [False] + [True] * (TOGETHER - 1)
         assert (rooms.calls(), {client.get(job_id).attempts for job_id in jobs}) == (1, {1})
 
-    def test_who_waits_says_so(self, rooms: Rooms, client: Client) -> None:
-        jobs = [ask(rooms) for _ in range(2)]
-        rooms.fault("latency", extra_ms=300)
-        (waiting,) = [each.job_id for each in together(rooms, jobs) if each.outcome is Outcome.DEFERRED]
-        why = client.why(waiting)
-        assert (why.cause, why.detail) == ("in_flight", "another job of its tenant is asking the same")
-
     def test_when_the_one_that_asks_fails_the_next_does(self, rooms: Rooms, client: Client) -> None:
         jobs = [ask(rooms) for _ in range(3)]
         rooms.fault("server_error")
@@ -208,13 +211,24 @@ class TestSingleFlight:
         assert [client.get(job_id).result for job_id in jobs] == [DOCUMENT] * 3
         assert rooms.calls() == 2
 
-    def test_an_answer_that_was_cut_is_asked_for_anew_by_the_same_job(self, rooms: Rooms, client: Client) -> None:
-        """Its first call is settled before the second: it does not stand in its own way."""
-        job_id = ask(rooms, document="A meeting. " * 400)
+    def test_the_wait_grows_with_the_jobs_age_and_leaves_half_of_what_its_deadline_does(self, rooms: Rooms) -> None:
+        first = ask(rooms)
+        old, urgent = (ask(rooms, deadline=end) for end in (None, SystemClock().now() + timedelta(seconds=20)))
         with rooms.engine.begin() as connection:
-            connection.execute(text("SELECT 1"))
-        assert rooms.attempt(job_id).outcome is Outcome.SUCCEEDED
-        assert client.get(job_id).cached is False
+            connection.execute(text("UPDATE jobs SET created_at = now() - interval '1 hour'"))
+        rooms.fault("latency", extra_ms=600)
+
+        async def meanwhile(house: House) -> list[Report]:
+            asking = asyncio.create_task(run(house, first))
+            while rooms.calls() == 0:
+                await asyncio.sleep(0.01)
+            return [await run(house, old), await run(house, urgent), await asking]
+
+        *waiting, asked = rooms.with_house(meanwhile)
+        assert asked.outcome is Outcome.SUCCEEDED
+        assert [report.reason for report in waiting] == [Reason.IN_FLIGHT] * 2
+        assert 30.0 <= waiting[0].delay_s <= 33.0
+        assert 9.0 <= waiting[1].delay_s <= 11.0
 
     def test_a_run_that_was_lost_with_its_call_is_waited_for_by_nobody(self, rooms: Rooms, client: Client) -> None:
         lost, same = ask(rooms), ask(rooms)

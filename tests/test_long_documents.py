@@ -1,23 +1,27 @@
-"""A document that is too long for one call is answered in parts: each is paid once, and what is cited is in the text."""
+"""A document that is too long for one call is answered in parts: each is paid once, what is cited is in the text."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from penstock.ai import CallContext, Completion, CompletionRequest
 from penstock.attempt import Report, run
+from penstock.cli.display import show
+from penstock.client import Client
 from penstock.clock import SystemClock
 from penstock.errors import InvalidRequestError, Reason
 from penstock.house import House
 from penstock.intake import Intake
 from penstock.jobs import queries
-from penstock.jobs.execution import Outcome
-from penstock.long_documents import LANES
+from penstock.jobs.execution import Claim, Outcome
+from penstock.long_documents import LANES, complete
 from penstock.schemas import Job, Lane
 from tests import admission_rooms
-from tests.admission_rooms import START_MS, AdmissionRooms, at, change, until
+from tests.admission_rooms import START_MS, AdmissionRooms, Told, at, change, until, wait_until
 from tests.rooms import DOCUMENT
 
 provider, told, addresses, gated = admission_rooms.FIXTURES
@@ -72,6 +76,38 @@ class TestWhatIsAnswered:
             assert source.heading in SPEECH[: source.end]
             assert SPEECH[source.start : source.end].strip()
 
+    @pytest.mark.parametrize(
+        ("said", "cited"),
+        [
+            ("Gates close [2].", [2]),
+            ("Gates close [4, 2]; basins fill [5].", [2, 4, 5]),
+            ("Gates close [2-4][6].", [2, 3, 4, 6]),
+            ("Gates close [7], [0], [x] and [3].", [3]),
+            ("Gates close [2000].", [1, 2, 3, 4, 5, 6]),
+            ("Gates close.", [1, 2, 3, 4, 5, 6]),
+        ],
+    )
+    def test_numbers_of_no_section_are_no_sources_and_without_any_all_are(
+        self, gated: AdmissionRooms, told: Told, said: str, cited: list[int]
+    ) -> None:
+        told.says(said)
+        job_id = gated.submit(**LONG, tier="told")
+        assert attempt(gated, job_id).outcome is Outcome.SUCCEEDED
+        job = job_of(gated, job_id)
+        assert (job.result, [source.number for source in job.sources or ()]) == (said, cited)
+
+    def test_the_command_shows_where_they_are(self, gated: AdmissionRooms, capsys: pytest.CaptureFixture[str]) -> None:
+        job_id = gated.submit(**LONG)
+        attempt(gated, job_id)
+        sources = job_of(gated, job_id).sources or ()
+        capsys.readouterr()
+        with Client(gated.settings) as client:
+            show(client, job_id, as_json=True)
+            assert json.loads(capsys.readouterr().out)["sources"] == [source.model_dump() for source in sources]
+            show(client, job_id, as_json=False)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == f"[6] characters {sources[-1].start} to {len(SPEECH)}: {sources[-1].heading}"
+
     def test_every_call_has_its_row_and_the_books_are_the_providers(self, gated: AdmissionRooms) -> None:
         job_id = gated.submit(**LONG)
         report = attempt(gated, job_id)
@@ -116,19 +152,17 @@ class TestWhatIsPaid:
 
         async def stop_in_the_middle(house: House) -> None:
             running = asyncio.create_task(run(narrow(house), job_id))
-            await until(lambda: gated.count("answers", job_id) >= 1 and gated.in_flight() > 0)
+            await until(lambda: (gated.count("answers", job_id), gated.in_flight()) == (LANES, PARTS - LANES))
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
 
         gated.with_house(stop_in_the_middle)
-        assert "intent" not in states(gated, job_id)
-        kept, begun = gated.count("answers", job_id), len(gated.ledger(job_id))
-        assert LANES <= begun < CALLS
+        wait_until(lambda: gated.in_flight() == 0)
+        assert states(gated, job_id) == ["settled"] * LANES + ["time_limit"] * (PARTS - LANES)
         gated.heal()
         assert attempt_again(gated, job_id).outcome is Outcome.SUCCEEDED
-        assert len(gated.ledger(job_id)) - begun == CALLS - kept
-        assert gated.count("answers", job_id) == CALLS
+        assert states(gated, job_id) == ["settled"] * CALLS + ["time_limit"] * (PARTS - LANES)
 
     def test_a_failure_that_may_pass_keeps_no_other_part_from_being_paid(self, gated: AdmissionRooms) -> None:
         job_id = gated.submit(**LONG, tier="small")  # nobody stands behind it
@@ -138,6 +172,26 @@ class TestWhatIsPaid:
         assert states(gated, job_id) == ["server_error"] + ["settled"] * (PARTS - 1)
         assert attempt_again(gated, job_id).outcome is Outcome.SUCCEEDED
         assert states(gated, job_id) == ["server_error"] + ["settled"] * CALLS
+
+    def test_its_tenants_share_pays_all_of_its_calls_whichever_attempt_made_them(self, gated: AdmissionRooms) -> None:
+        job_id = gated.submit(**LONG, tier="small")
+        gated.fault("server_error")
+        attempt(gated, job_id)
+        gated.release(job_id)
+
+        async def finish(house: House) -> Completion:
+            job = await house.journal.claim.add(Claim(job_id, house.worker))
+            assert job is not None
+            context = CallContext(job_id=job.id, fence=job.fence, tenant=job.tenant, tier=job.tier)
+            request = CompletionRequest(
+                prompt=job.prompt, variables=job.variables, document=job.document, context=context
+            )
+            return await complete(narrow(house), request)
+
+        completion = gated.with_house(finish)
+        job = job_of(gated, job_id)
+        assert completion.usage == job.usage
+        assert 0 < completion.cost_nanodollars < job.cost_nanodollars
 
     def test_a_failure_that_will_not_pass_is_the_jobs_and_no_other_part_is_begun(self, gated: AdmissionRooms) -> None:
         job_id = gated.submit(**LONG)

@@ -45,9 +45,12 @@ def test_the_shipped_prompt_asks_for_citations_and_says_what_the_fence_is() -> N
 BAD_REDUCTIONS = {
     "no sections": ({"reduce__txt": "{{ tone }}"}, "file", "lacks {{ sections }}"),
     "sections twice": (
-        {"reduce__txt": "{{ sections }}\n{{ sections }}"}, "line 2", "the untrusted 'sections' stands here a second time",
+        {"reduce__txt": "{{ sections }}\n{{ sections }}"},
+        "line 2", "the untrusted 'sections' stands here a second time",
     ),
-    "the document": ({"reduce__txt": "{{ sections }}\n{{ document }}"}, "line 2", "the document is too long to stand here"),
+    "the document": (
+        {"reduce__txt": "{{ sections }}\n{{ document }}"}, "line 2", "the document is too long to stand here",
+    ),
     "undeclared": ({"reduce__txt": "{{ sections }} {{ name }}"}, "line 1", "'name' is not declared"),
     "a prompt without a document": (
         {

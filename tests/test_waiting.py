@@ -417,6 +417,7 @@ def test_each_cause_has_its_words_and_its_end_and_asking_changes_nothing(site: S
         (Outcome.DEFERRED, Reason.LIMITED, "tokens of quota tokens", Cause.LIMITED),
         (Outcome.DEFERRED, Reason.UNAVAILABLE, "the breaker of free is open", Cause.BREAKER),
         (Outcome.DEFERRED, Reason.LIMITER_AWAY, "Redis is away, and batch waits for it", Cause.REDIS),
+        (Outcome.DEFERRED, Reason.IN_FLIGHT, "another job of its tenant is asking the same", Cause.IN_FLIGHT),
     ],
 )
 def test_a_job_that_is_put_off_says_what_its_last_attempt_met_and_when_it_is_due(

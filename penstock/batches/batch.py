@@ -126,6 +126,7 @@ class Progress:
     refused: int
     settled_nanodollars: NanoDollars
     held_nanodollars: NanoDollars
+    settled_tokens: int
     now: datetime
 
     @property
@@ -142,6 +143,11 @@ class Progress:
     def total(self) -> int:
         """Count all jobs."""
         return sum(self.jobs.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether every item of the input has a result."""
+        return self.refused == 0 and self.jobs.get(JobState.SUCCEEDED, 0) == self.total
 
     @property
     def rate(self) -> float:

@@ -36,12 +36,13 @@ class History:
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known of the input: all its items, and of those that were looked at their tokens, or that they are bad.
+    """What is known of the input: all its items, how many cannot be read, and what was found of those looked at.
 
     `prompt_tokens` are whole requests, prompt and document; `refused` of those looked at were no requests.
     """
 
     items: int
+    unreadable: int
     prompt_tokens: Sequence[int]
     refused: int
 
@@ -49,7 +50,7 @@ class Sample:
     def accepted(self) -> int:
         """Say how many of all items will be jobs."""
         looked_at = len(self.prompt_tokens) + self.refused
-        return round(self.items * len(self.prompt_tokens) / looked_at) if looked_at else 0
+        return round((self.items - self.unreadable) * len(self.prompt_tokens) / looked_at) if looked_at else 0
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,11 @@ def _answers(jobs: int, history: History, max_tokens: int) -> Interval:
     of_mean = history.deviation / math.sqrt(history.calls)
     of_sum = history.deviation / math.sqrt(jobs)
     error = SURE * math.hypot(of_mean, of_sum)
-    high = min(history.mean_tokens + error, max_tokens)
+    low, high = max(0.0, history.mean_tokens - error), history.mean_tokens + error
     return Interval(
-        math.floor(max(0.0, history.mean_tokens - error) * jobs),
+        math.floor(min(low, max_tokens) * jobs),
         round(min(history.mean_tokens, max_tokens) * jobs),
-        math.ceil(high * jobs),
+        math.ceil(min(high, max_tokens) * jobs),
     )
 
 

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import click
 
+from penstock.cli.batch import batch
 from penstock.cli.budgets import budgets
 from penstock.cli.dead_letters import dead
 from penstock.cli.deployment import DEPLOYMENT
@@ -87,11 +88,12 @@ def commands() -> None:
     penstock demo                                        see all of it on the documents in samples/
     penstock up                                          run everything here until Ctrl-C
     penstock submit report.pdf --tenant acme --wait      have a document summarised
+    penstock batch run night-7 archive/ --tenant acme    have a folder summarised, at a price that is known before
     penstock jobs list --tenant acme                     what became of it
     penstock dead list                                   what did not work
     penstock usage --tenant acme                         what it has spent, and what is left of its budgets
     """  # noqa: D301 - click reads the backspace
 
 
-for command in (submit, jobs, dead, usage, budgets, reconcile, purge, *DEPLOYMENT):
+for command in (submit, batch, jobs, dead, usage, budgets, reconcile, purge, *DEPLOYMENT):
     commands.add_command(command)

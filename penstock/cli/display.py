@@ -29,7 +29,15 @@ def print_jobs(jobs: Sequence[Any], *, as_json: bool, results: bool = False) -> 
         prompt = f"{job.prompt.id}@{job.prompt.version}"
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(
-            str(job.id), job.tenant, job.tier, job.lane, prompt, _state(job), str(job.attempts), created, job.reason or ""
+            str(job.id),
+            job.tenant,
+            job.tier,
+            job.lane,
+            prompt,
+            _state(job),
+            str(job.attempts),
+            created,
+            job.reason or "",
         )
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 

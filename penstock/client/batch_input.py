@@ -95,9 +95,13 @@ class BatchInput:
     def sample(self, count: Count) -> Sample:
         """Look at items that are chosen by chance (Vitter, Algorithm R, 1985), and count all."""
         chance = random.Random(0)  # noqa: S311 - the same input gives the same forecast
-        chosen: list[Item | BadItem] = []
-        seen = 0
-        for seen, item in enumerate(self._items(), start=1):
+        chosen: list[Item] = []
+        seen = unreadable = 0
+        for item in self._items():
+            if isinstance(item, BadItem):
+                unreadable += 1
+                continue
+            seen += 1
             if len(chosen) < SAMPLED:
                 chosen.append(item)
             elif (place := chance.randrange(seen)) < SAMPLED:
@@ -107,7 +111,7 @@ class BatchInput:
             job = self._accept(uuid4(), item)
             if isinstance(job, NewJob):
                 tokens.append(count(self.prompt.render(job.variables, job.document).messages))
-        return Sample(seen, tokens, len(chosen) - len(tokens))
+        return Sample(seen + unreadable, unreadable, tokens, len(chosen) - len(tokens))
 
     def chunks(self, batch: Batch) -> Iterator[Chunk]:
         """Check the items behind those that are stored; raise InvalidRequestError where those are not the same."""

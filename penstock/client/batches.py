@@ -24,6 +24,7 @@ from penstock.client.tenant_view import check_name
 from penstock.errors import BatchTakenError, InvalidRequestError
 from penstock.intake import Intake
 from penstock.jobs import queries, retention
+from penstock.providers.base import Deployment
 from penstock.schemas import Job, JobState, NanoDollars
 from penstock.settings import Settings
 from penstock.tenants import Tenants
@@ -77,6 +78,13 @@ class Batches:
             min(prompt.max_tokens, deployments[0].max_output_tokens),
             Capacity([deployment.quota for deployment in deployments], tier.concurrency * tier.processes),
         )
+
+    def deployments_of(self, request: BatchRequest) -> tuple[Deployment, ...]:
+        """Give the deployments that would be asked first, without their keys; raise as `plan_batch` does."""
+        from penstock.routing import Catalogue
+
+        _, tier = self._intake.resolve(request.prompt, request.prompt_version, request.tier)
+        return Catalogue.load(self._settings.config, with_keys=False).deployments(tier)
 
     def batch(
         self,

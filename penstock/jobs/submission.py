@@ -56,7 +56,8 @@ class Accepted:
 COLUMNS = """position integer, id uuid, tenant text, project text, prompt_id text, prompt_version text,
     prompt_digest text, tier text, lane text, priority smallint, estimated_tokens bigint, variables jsonb,
     document text, document_name text, metadata jsonb, idempotency_key text, content_digest text,
-    deadline timestamptz, on_unavailable text, fallback_tiers text[], is_fresh boolean, batch_id uuid, batch_number bigint"""
+    deadline timestamptz, on_unavailable text, fallback_tiers text[], is_fresh boolean, batch_id uuid,
+    batch_number bigint"""
 
 STAGE = text(f"CREATE TEMPORARY TABLE IF NOT EXISTS submission ({COLUMNS}) ON COMMIT DELETE ROWS")
 UNSTAGE = text("TRUNCATE submission")

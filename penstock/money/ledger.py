@@ -109,14 +109,14 @@ KNOWN = text("""
 INTEND = text(f"""
     WITH given AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
-            call_id uuid, job_id uuid, batch_id uuid, fence bigint, tenant text, project text, prompt_id text, prompt_version text,
-            tier text, deployment text, account text, model_asked text, price_version text, max_tokens integer,
-            over_soft_limit boolean, upper_bound_nanodollars bigint, upper_bound_tokens bigint, request_digest text,
-            models text[])
+            call_id uuid, job_id uuid, batch_id uuid, fence bigint, tenant text, project text, prompt_id text,
+            prompt_version text, tier text, deployment text, account text, model_asked text, price_version text,
+            max_tokens integer, over_soft_limit boolean, upper_bound_nanodollars bigint, upper_bound_tokens bigint,
+            request_digest text, models text[])
     ), made AS (
-        INSERT INTO ledger (call_id, job_id, batch_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
-            account, model_asked, price_version, max_tokens, over_soft_limit, state, upper_bound_nanodollars,
-            upper_bound_tokens, nanodollars, request_digest)
+        INSERT INTO ledger (call_id, job_id, batch_id, fence, tenant, project, prompt_id, prompt_version, tier,
+            deployment, account, model_asked, price_version, max_tokens, over_soft_limit, state,
+            upper_bound_nanodollars, upper_bound_tokens, nanodollars, request_digest)
         SELECT call_id, job_id, batch_id, fence, tenant, project, prompt_id, prompt_version, tier, deployment,
             account, model_asked, price_version, max_tokens, over_soft_limit, 'intent', upper_bound_nanodollars,
             upper_bound_tokens, upper_bound_nanodollars, request_digest
@@ -132,8 +132,8 @@ INTEND = text(f"""
         ON CONFLICT DO NOTHING
         RETURNING *
     ), moved AS (
-        SELECT tenant, project, batch_id, intended_at, 0 AS settled_nanodollars, upper_bound_nanodollars AS held_nanodollars,
-            0 AS settled_tokens, upper_bound_tokens AS held_tokens
+        SELECT tenant, project, batch_id, intended_at, 0 AS settled_nanodollars,
+            upper_bound_nanodollars AS held_nanodollars, 0 AS settled_tokens, upper_bound_tokens AS held_tokens
         FROM made
     ), {spending.MOVE}
     SELECT call_id FROM made
@@ -305,9 +305,7 @@ def _decide(connection: Connection, intents: Sequence[Intent]) -> list[Hold | Sh
     spent = spending.lock(connection, {(intent.tenant, intent.project, intent.batch_id) for intent in intents})
     budgets = budgets_of(connection, sorted({intent.tenant for intent in intents}))
     wants = [
-        Want(
-            intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens, intent.batch_id
-        )
+        Want(intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens, intent.batch_id)
         for intent in intents
     ]
     return decide(wants, budgets, spent)

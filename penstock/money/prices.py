@@ -151,15 +151,19 @@ class Price(TokenPrices):
             return _round_up(amount, PER_TOKENS)
         return _round_up(amount * self._batch_share, PER_TOKENS * NANO)
 
-    def upper_bound(self, *, prompt_bytes: int, messages: int) -> UpperBound:
-        """Bound what a call can cost: no tokenizer makes more tokens than there are bytes."""
+    def upper_bound(self, *, prompt_bytes: int, messages: int, is_batch: bool = False) -> UpperBound:
+        """Bound what a call can cost: no tokenizer makes more tokens than there are bytes.
+
+        Raises ConfigurationError for a call in a batch if the price has no batch discount.
+        """
         most = prompt_bytes + messages * MESSAGE_OVERHEAD_TOKENS
         within_reach: list[TokenPrices] = [self, *(tier for tier in self.context_tiers if tier.above < most)]
-        return UpperBound(
-            prompt_tokens=most,
-            prompt_amount=most * max(prices.dearest_prompt_rate for prices in within_reach),
-            output_rate=max(prices.dearest_output_rate for prices in within_reach),
-        )
+        prompt_amount = most * max(prices.dearest_prompt_rate for prices in within_reach)
+        output_rate = max(prices.dearest_output_rate for prices in within_reach)
+        if is_batch:
+            prompt_amount = _round_up(prompt_amount * self._batch_share, NANO)
+            output_rate = _round_up(output_rate * self._batch_share, NANO)
+        return UpperBound(prompt_tokens=most, prompt_amount=prompt_amount, output_rate=output_rate)
 
     def _prices_at(self, prompt_tokens: int) -> TokenPrices:
         return next((tier for tier in reversed(self.context_tiers) if prompt_tokens > tier.above), self)

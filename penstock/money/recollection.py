@@ -1,7 +1,7 @@
 """What earlier calls left: an answer that was paid for is not asked again. It must not know prices.
 
-The journal of answers is the cache, too: a tenant's own answers stand in for one another, whichever of its jobs has paid
-for them, for as long as the job that did keeps its text.
+The journal of answers is the cache, too: an answer stands in for the next one to the same question of its tenant, for
+as long as the job that paid for it keeps its text.
 """
 
 import json
@@ -35,8 +35,8 @@ RECALL = text("""
         LIMIT 1
     ) AS known ON true
     LEFT JOIN LATERAL (
-        SELECT call_id, NOT EXISTS (
-            SELECT 1 FROM jobs WHERE jobs.id = job_id AND jobs.fence = ledger.fence AND jobs.state = 'running') AS is_lost
+        SELECT call_id, NOT EXISTS (SELECT 1 FROM jobs
+            WHERE jobs.id = job_id AND jobs.fence = ledger.fence AND jobs.state = 'running') AS is_lost
         FROM ledger
         WHERE ledger.state = 'intent' AND ledger.tenant = given.tenant AND ledger.tier = given.tier
             AND ledger.request_digest = given.request_digest AND given.models <> '{}'

@@ -17,7 +17,11 @@ SECTIONS = "sections"
 
 
 class Variable(Frozen):
-    """What a caller may put in one place. `max_length` counts characters; `choices` are compared exactly."""
+    """What a caller may put in one place. `max_length` counts characters; `choices` are compared exactly.
+
+    An `instruction` is free text in which a user says what he wants: a tenant may have an answer given again to another
+    that means the same.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -26,6 +30,7 @@ class Variable(Frozen):
     default: str | None = None
     untrusted: bool = False
     document: bool = False
+    instruction: bool = False
     max_length: int | None = Field(default=None, gt=0)
     choices: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
@@ -33,6 +38,8 @@ class Variable(Frozen):
     def _agree_with_itself(self) -> Self:
         if self.document and not self.untrusted:
             raise ValueError("a document is never trusted: write untrusted = true")
+        if self.instruction and (self.document or self.choices):
+            raise ValueError("an instruction is free text: it is no document, and has no choices")
         if self.required and self.default is not None:
             raise ValueError("a required variable takes no default: write required = false, or leave the default out")
         if not self.required and self.default is None:
@@ -74,6 +81,18 @@ class Manifest(Frozen):
     fallback_tiers: Annotated[tuple[str, ...], Field(strict=False)] = ()
     extractive: bool = False
     variables: dict[Annotated[str, Field(pattern=NAME)], Variable] = Field(default_factory=dict)
+
+    @property
+    def instruction(self) -> str | None:
+        """Name the variable that is the user's instruction, if there is one."""
+        return next((name for name, variable in self.variables.items() if variable.instruction), None)
+
+    @model_validator(mode="after")
+    def _have_one_instruction(self) -> Self:
+        named = [name for name, variable in self.variables.items() if variable.instruction]
+        if len(named) > 1:
+            raise ValueError(f"variables: {' and '.join(named)} are instructions, and only one can be")
+        return self
 
     @model_validator(mode="after")
     def _call_the_document_so(self) -> Self:

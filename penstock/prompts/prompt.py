@@ -75,6 +75,11 @@ class Prompt:
         return self.reduce is not None
 
     @property
+    def instruction(self) -> str | None:
+        """Name the variable in which a user says what he wants, if there is one."""
+        return self.manifest.instruction
+
+    @property
     def max_tokens(self) -> int:
         """Give the bound of an answer, in tokens."""
         return self.manifest.max_tokens

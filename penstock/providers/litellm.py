@@ -141,7 +141,7 @@ def quieten() -> None:
     litellm.enable_json_schema_validation = False
     litellm.cache = None
     litellm.num_retries = None
-    litellm.DEFAULT_MAX_RETRIES = 0  # a call for an embedding takes it in place of a 0
+    litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]  # a call for a vector takes it in place of a 0
     litellm.model_fallbacks = None
     # Where warnings are errors the second would fail every call; the first prints parts of the answer.
     for warning in NOISE:

@@ -18,7 +18,7 @@ from penstock.admission import Want
 from penstock.call import Call, CallContext, make
 from penstock.errors import NotAdmittedError, ProviderError
 from penstock.house import House
-from penstock.money.recollection import Question
+from penstock.money.recollection import JournaledAnswer, Question
 from penstock.prompts import Prompt
 from penstock.providers.base import Deployment
 from penstock.schemas import Lane, Message, RenderedPrompt
@@ -32,6 +32,22 @@ PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a job asks: a prompt and all that it was given, its document among `values`; `request_digest` names it."""
+
+    context: CallContext
+    lane: Lane
+    prompt: Prompt
+    values: Mapping[str, str]
+    request_digest: str
+
+    @property
+    def instruction(self) -> str:
+        """Give what the user wants, or nothing where the prompt does not ask for it."""
+        return self.values[self.prompt.instruction].strip() if self.prompt.instruction else ""
+
+
+@dataclass(frozen=True)
 class Search:
     """What became of a look: the instruction to keep once it is answered, and an answer that may stand in for its own.
 
@@ -42,39 +58,37 @@ class Search:
     near: Near | None = None
     is_given: bool = False
 
+    @property
+    def given(self) -> JournaledAnswer | None:
+        """Give the answer that stands in for the instruction's own, if there is one."""
+        return self.near.answer if self.near is not None and self.is_given else None
+
 
 NOTHING = Search()
 
 
-async def search(
-    house: House,
-    context: CallContext,
-    lane: Lane,
-    prompt: Prompt,
-    values: Mapping[str, str],
-    request_digest: str,
-) -> Search:
-    """Look for an answer to an instruction that means the same; `values` are the prompt's variables and document."""
-    mode, deployment = house.tenants.entry(context.tenant).similar, house.catalogue.embeddings
-    if mode is Similar.OFF or deployment is None or prompt.instruction is None or context.is_fresh:
+async def search(house: House, asked: Asked) -> Search:
+    """Look for an answer to an instruction that means the same."""
+    print("XX", asked.instruction, house.tenants.entry(asked.context.tenant), house.catalogue.embeddings, asked.context.is_fresh)
+    mode, deployment = house.tenants.entry(asked.context.tenant).similar, house.catalogue.embeddings
+    if mode is Similar.OFF or deployment is None or not asked.instruction or asked.context.is_fresh:
         return NOTHING
-    instruction = values.get(prompt.instruction, "").strip()
-    if not instruction or not await _is_available(house):
+    if not await _is_available(house):
         return NOTHING
-    embedding = await _embed(house, context, lane, prompt, deployment, instruction)
+    embedding = await _embed(house, asked, deployment)
     if embedding is None:
         return NOTHING
     question = SimilarQuestion(
-        job_id=context.job_id,
-        request_digest=request_digest,
-        tenant=context.tenant,
-        bucket=_bucket(context.tenant, prompt, values, deployment),
-        prompt=prompt.reference,
+        job_id=asked.context.job_id,
+        request_digest=asked.request_digest,
+        tenant=asked.context.tenant,
+        bucket=_bucket(asked, deployment),
+        prompt=asked.prompt.reference,
         embedding_model=deployment.model,
-        instruction=instruction,
+        instruction=asked.instruction,
         embedding=embedding,
     )
-    near = await _nearest(house, question, context.tier)
+    near = await _nearest(house, question, asked.context.tier)
     if near is None:
         return Search(question)
     is_given = mode is Similar.ON
@@ -119,36 +133,34 @@ async def _nearest(house: House, question: SimilarQuestion, tier: str) -> Near |
     return None
 
 
-def _bucket(tenant: str, prompt: Prompt, values: Mapping[str, str], deployment: Deployment) -> str:
+def _bucket(asked: Asked, deployment: Deployment) -> str:
     """Name all that must be equal. A prompt's digest stands for its texts, its output schema and its bounds."""
-    others = {name: value for name, value in values.items() if name != prompt.instruction}
-    return _digest([tenant, prompt.reference.model_dump(), others, deployment.model])
+    others = {name: value for name, value in asked.values.items() if name != asked.prompt.instruction}
+    return _digest([asked.context.tenant, asked.prompt.reference.model_dump(), others, deployment.model])
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-async def _embed(  # noqa: PLR0917
-    house: House, context: CallContext, lane: Lane, prompt: Prompt, deployment: Deployment, instruction: str
-) -> tuple[float, ...] | None:
+async def _embed(house: House, asked: Asked, deployment: Deployment) -> tuple[float, ...] | None:
     """Turn an instruction into a vector: one that the tenant has paid for before, or a call like any other."""
-    digest = _digest([deployment.model, instruction])
-    asked = Question(context.job_id, digest, context.tenant, context.tier, (deployment.model,))
-    known = await house.journal.recall.add(asked)
+    context, prompt = asked.context, asked.prompt
+    digest = _digest([deployment.model, asked.instruction])
+    known = await house.journal.recall.add(
+        Question(context.job_id, digest, context.tenant, context.tier, (deployment.model,))
+    )
     if known.answer is not None:
         return _unpack(known.answer.text)
     if known.is_in_flight:
         return None
-    rendered = RenderedPrompt(
-        prompt=prompt.reference, messages=(Message(role="user", content=instruction),), max_tokens=1
-    )
+    message = Message(role="user", content=asked.instruction)
     want = Want(
         tenant=context.tenant,
-        lane=lane,
+        lane=asked.lane,
         prompt=prompt.reference,
         tiers=(context.tier,),
-        counted=len(instruction.encode()),
+        counted=await house.provider.count_tokens(deployment, [message]),
         max_tokens=1,
     )
     try:
@@ -156,7 +168,7 @@ async def _embed(  # noqa: PLR0917
             call = Call(
                 context=context,
                 prompt=replace(prompt, output=None),
-                rendered=rendered,
+                rendered=RenderedPrompt(prompt=prompt.reference, messages=(message,), max_tokens=1),
                 digest=digest,
                 admission=await admission.admit_to(house, want, deployment, uuid4()),
                 price=house.prices.price_on(deployment.name, house.clock.now().date()),

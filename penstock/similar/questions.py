@@ -136,9 +136,7 @@ def find(connection: Connection, question: SimilarQuestion, models: Sequence[str
             row.job_id,
             row.instruction,
             row.distance,
-            JournaledAnswer(
-                row.call_id, row.deployment, row.model_served, row.finish_reason, row.text, is_own=False
-            ),
+            JournaledAnswer(row.call_id, row.deployment, row.model_served, row.finish_reason, row.text, is_own=False),
         )
         for row in found
     ]

@@ -50,6 +50,7 @@ def test_a_job_is_stored_as_it_was_given(engine: Engine) -> None:
         lane=Lane.BATCH,
         on_unavailable=OnUnavailable.FAIL,
         fallback_tiers=("medium", "large"),
+        is_fresh=True,
     )
 
     assert accept(engine, job) == [Accepted(job.id, JobState.QUEUED, "small", Lane.BATCH, created=True)]
@@ -62,6 +63,7 @@ def test_a_job_is_stored_as_it_was_given(engine: Engine) -> None:
     assert (stored.usage, stored.cost_nanodollars, stored.ended_at) == (Usage(), 0, None)
     assert (stored.on_unavailable, stored.degraded) == (OnUnavailable.FAIL, False)
     assert rows.row(engine, job.id)["fallback_tiers"] == ["medium", "large"]
+    assert rows.row(engine, job.id)["is_fresh"]
     assert rows.row(engine, job.id)["idempotency_key"] == "k"
     assert rows.everything(engine)["payloads"] == [
         {"job_id": job.id, "variables": {"language": "English"}, "document": "Once upon a time."}

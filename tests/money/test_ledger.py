@@ -31,7 +31,6 @@ from penstock.schemas import Usage
 from tests.jobs import rows
 from tests.jobs.rows import UPPER_BOUND, intent
 
-
 NOT_WRITTEN = {"bound", "least_max_tokens", "models"}
 
 

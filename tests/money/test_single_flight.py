@@ -47,7 +47,13 @@ def settle(engine: Engine, call: Intent, text: str = "An answer.") -> None:
 
 def answered(call: Intent, text: str = "An answer.") -> Settlement:
     return Settlement(
-        call.call_id, CallOutcome.ANSWERED, 400, request_digest=ASKED, model_served="m", finish_reason="stop", answer=text
+        call.call_id,
+        CallOutcome.ANSWERED,
+        400,
+        request_digest=ASKED,
+        model_served="m",
+        finish_reason="stop",
+        answer=text,
     )
 
 
@@ -108,7 +114,7 @@ class TestIntents:
     @pytest.mark.parametrize(
         "changes",
         [{"tenant": "globex"}, {"tier": "large"}, {"request_digest": "r" * 64}, {"request_digest": None}],
-        ids=lambda changes: next(iter(changes)) + str(list(changes.values())[0])[:1],
+        ids=["tenant", "tier", "question", "fresh"],
     )
     def test_another_question_is_another_call(self, engine: Engine, changes: dict[str, Any]) -> None:
         intend(engine, intent(rows.running_job(engine)))
@@ -158,7 +164,9 @@ class TestIntents:
         first, second = intent(rows.running_job(engine)), intent(rows.running_job(engine), request_digest="r" * 64)
         intend(engine, first, second)
         with pytest.raises(Exception, match="ledger_in_flight"):
-            rows.execute(engine, "UPDATE ledger SET request_digest = :q WHERE call_id = :id", q=ASKED, id=second.call_id)
+            rows.execute(
+                engine, "UPDATE ledger SET request_digest = :q WHERE call_id = :id", q=ASKED, id=second.call_id
+            )
 
 
 class TestAnswered:
@@ -219,9 +227,7 @@ class TestRecall:
     ) -> None:
         jobs = [rows.running_job(engine) for _ in range(3)]
         models = (MODELS[0], MODELS[1], "openai/tiny")
-        made = [
-            intent(job, model_asked=model, request_digest=None) for job, model in zip(jobs, models, strict=True)
-        ]
+        made = [intent(job, model_asked=model, request_digest=None) for job, model in zip(jobs, models, strict=True)]
         intend(engine, *made)
         for call, model in zip(made, models, strict=True):
             settle(engine, call, model)
@@ -352,7 +358,9 @@ def test_batches_of_many_tenants_in_any_order_do_not_deadlock(engine: Engine) ->
         works = [partial(ledger.intend, intents=batch) for batch in batches]
         verdicts: list[list[Verdict]] = rows.at_once(engine, *works)
         made = [
-            call for batch, of_batch in zip(batches, verdicts, strict=True) for call, verdict in zip(batch, of_batch, strict=True)
+            call
+            for batch, of_batch in zip(batches, verdicts, strict=True)
+            for call, verdict in zip(batch, of_batch, strict=True)
             if isinstance(verdict, Hold)
         ]
         assert len(made) == len(tenants) * len(digests)

@@ -1,4 +1,4 @@
-"""A novel and the longest documents of the Federal Register set, in parts, by pools that are killed with -9 meanwhile."""
+"""A novel and the longest documents of the Federal Register, read in parts by pools that are killed with -9."""
 
 import json
 import tempfile
@@ -22,7 +22,7 @@ from tests.system.crash_rig import PLAN, Rig, tenant
 from workers.embedded import PostgresServer
 
 NOVEL = DOCUMENTS.parent / "pride-and-prejudice.txt"
-TIER = "readers"
+TIER, SMALLER = "medium", "small"
 SMALL_WINDOW = 16_000
 LONGEST = 4
 IN_THE_MIDDLE = 12
@@ -40,7 +40,7 @@ def rig() -> Iterator[Rig]:
     """Processes whose models have a small context window."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-", ignore_cleanup_errors=True)))
-        write_simulator(home / "simulator.toml", [TIER], PLAN)
+        write_simulator(home / "simulator.toml", [TIER, SMALLER], PLAN)
         simulator = stack.enter_context(running(load_config(home / "simulator.toml")))
         postgres = PostgresServer(home / "postgres")
         stack.callback(postgres.stop)
@@ -89,7 +89,6 @@ def test_no_part_is_bought_twice_and_every_cited_section_is_in_the_text(rig: Rig
     assert len(paid) + len(lost) == len(calls)
     assert set(rig.invoice(TIER)) <= {call.call_id for call in calls}
     assert {call.call_id for call in paid} <= set(rig.invoice(TIER))
-    print(len(paid), len(lost), [len(job.sources or ()) for job in done])
     for job in done:
         document = rig.row(text("SELECT document FROM payloads WHERE job_id = :id"), id=job.id).document
         assert job.sources

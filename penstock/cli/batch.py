@@ -1,0 +1,367 @@
+"""`penstock batch`: plan one, run it, watch it, stop it, fetch its results. It must not know how a job is run."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from penstock.cli import batch_display as display
+from penstock.cli.amounts import read_amount
+from penstock.cli.options import as_json, with_client
+from penstock.cli.submission import parse_variable
+from penstock.schemas import OnUnavailable
+
+FAILED = 1
+REFUSED = 3
+"""The exit code of a batch that was not begun, since it cannot end in time or may cost too much."""
+LOOK_S = 1.0
+DAY = timedelta(days=1)
+
+
+@click.group()
+def batch() -> None:
+    """Run many documents under one name: at a known price, resumable by the same command.
+
+    \b
+    penstock batch plan archive/ --tenant acme --until 06:00
+    penstock batch run re-summarise-2.0 archive/ --tenant acme --start 22:00 --until 06:00 --max-cost 40
+    penstock batch status re-summarise-2.0 --tenant acme --watch
+    penstock batch export re-summarise-2.0 --tenant acme --output results.jsonl --errors errors.jsonl
+    """  # noqa: D301 - click reads the backspace
+
+
+class Clock(click.ParamType[datetime]):
+    """A time of day, the next one there is, or an ISO 8601 time; without an offset it is local."""
+
+    name = "HH:MM|ISO"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read it; the next `22:00` is today's or tomorrow's."""
+        now = datetime.now().astimezone()
+        try:
+            if len(value) == len("HH:MM") and value[2] == ":":
+                at = datetime.strptime(value, "%H:%M").time()  # noqa: DTZ007 - joined with a date below
+                moment = datetime.combine(now.date(), at).astimezone()
+                return moment if moment > now else datetime.combine(now.date() + timedelta(days=1), at).astimezone()
+            return datetime.fromisoformat(value).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither like 22:00 nor an ISO 8601 time", param, ctx)
+
+
+class Dollars(click.ParamType[int]):
+    """An amount in dollars, kept in nano-dollars."""
+
+    name = "DOLLARS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it without its ever being a float."""
+        try:
+            return read_amount("nanodollars", value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that say what all items are asked, and where they come from."""
+
+    source: str | None
+    query: str | None
+    source_url: str | None
+    columns: tuple[str, ...]
+    variables: tuple[str, ...]
+    fields: dict[str, Any]
+
+    def request(self) -> Any:
+        """Make the request of all items."""
+        from penstock.client.batches import BatchRequest
+
+        return BatchRequest(variables=dict(parse_variable(pair) for pair in self.variables), **self.fields)
+
+    def mapping(self) -> Any:
+        """Make the mapping of columns to fields."""
+        from penstock.batches.reading import Columns
+
+        return Columns.parse(self.columns)
+
+    @contextmanager
+    def items(self) -> Iterator[Any]:
+        """Open the input: what a client takes as a source."""
+        if (self.source is None) == (self.query is None):
+            raise click.UsageError("name a source, or a --query with its --source-url")
+        if self.query is None:
+            yield self.source
+            return
+        if self.source_url is None:
+            raise click.UsageError("--query needs --source-url, the database that it is for")
+        from penstock.batches.reading import query
+        from penstock.store.db import sync_engine
+
+        engine = sync_engine(self.source_url)
+        try:
+            yield query(engine, self.query, self.mapping())
+        finally:
+            engine.dispose()
+
+
+def what_is_asked(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a batch's input and request, and give them as one argument."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        names = ("source", "query", "source_url", "columns", "variables")
+        asked = {name: options.pop(name) for name in names}
+        fields = {name: options.pop(name) for name in FIELDS}
+        command(*args, asked=Asked(fields=fields, **asked), **options)
+
+    for option in reversed(OPTIONS):
+        run = option(run)
+    return run
+
+
+FIELDS = ("tenant", "project", "prompt", "prompt_version", "tier", "priority", "on_unavailable")
+OPTIONS = (
+    click.argument("source", required=False),
+    click.option("--query", metavar="SQL", help="Items are the rows of a query, in place of a source."),
+    click.option("--source-url", envvar="PENSTOCK_SOURCE_URL", help="The Postgres of the query."),
+    click.option("--map", "columns", multiple=True, metavar="FIELD=COLUMN", help="As document=body, metadata.id=id."),
+    click.option("--tenant", required=True),
+    click.option("--project", default="", help="Whose budget pays, beside the tenant's."),
+    click.option("--prompt", default="summarise_document", show_default=True),
+    click.option("--prompt-version", help="The newest if not given."),
+    click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the prompt."),
+    click.option("--tier", help="The prompt's own if not given."),
+    click.option("--priority", default=5, show_default=True, help="0 to 9, among the tenant's own; 9 goes first."),
+    click.option(
+        "--on-unavailable",
+        default=OnUnavailable.WAIT.value,
+        type=click.Choice([choice.value for choice in OnUnavailable]),
+        help="What to do when no model can be asked.",
+        show_default=True,
+    ),
+)
+start = click.option("--start", type=Clock(), help="When it begins; now if not given.")
+until = click.option("--until", type=Clock(), help="When it has to have ended.")
+max_cost = click.option("--max-cost", type=Dollars(), help="What it may cost at most, in dollars.")
+of_tenant = click.option("--tenant", required=True)
+
+
+@batch.command("plan")
+@what_is_asked
+@start
+@until
+@max_cost
+@as_json
+@with_client
+def plan(
+    client: Any,
+    *,
+    asked: Asked,
+    start: datetime | None,
+    until: datetime | None,
+    max_cost: int | None,
+    as_json: bool,
+) -> None:
+    """Say what a batch would come to, before the first cent: nothing is stored, no model is asked.
+
+    The source is a .jsonl or .csv file, a folder, a glob or one document. Tokens are counted in a sample.
+
+    \b
+    penstock batch plan archive/ --tenant acme --until 06:00 --max-cost 40
+    penstock batch plan rows.csv --tenant acme --map document=body --map metadata.id=id
+    penstock batch plan --query "SELECT body AS document FROM notes" --source-url postgresql://... --tenant acme
+    """  # noqa: D301 - click reads the backspace
+    _, objections = show_plan(client, asked, start, until, max_cost, as_json=as_json)
+    if objections:
+        sys.exit(REFUSED)
+
+
+def show_plan(
+    client: Any, asked: Asked, start: datetime | None, until: datetime | None, most: int | None, *, as_json: bool
+) -> tuple[Any, list[str]]:
+    """Print the forecast and what speaks against it, and give both."""
+    with asked.items() as items, counting(client, asked) as count:
+        forecast = client.plan_batch(asked.request(), items, columns=asked.mapping(), count=count)
+    begins = start or datetime.now().astimezone()
+    if until is not None and begins - DAY < until <= begins:
+        until += DAY  # 06:00 is that of the morning after 22:00
+    objections = forecast.objections(begins, until, most)
+    display.print_forecast(forecast, begins, until, objections, as_json=as_json)
+    return forecast, objections
+
+
+@contextmanager
+def counting(client: Any, asked: Asked) -> Iterator[Callable[[Any], int]]:
+    """Give the tokenizer of the tier's first model. It takes some seconds to load."""
+    from penstock.providers.litellm import LiteLLMProvider
+
+    deployment = client.deployments_of(asked.request())[0]
+    provider = LiteLLMProvider()
+    with asyncio.Runner() as runner, ExitStack() as stack:
+        stack.callback(lambda: runner.run(provider.close()))
+        yield lambda messages: runner.run(provider.count_tokens(deployment, messages))
+
+
+@batch.command("run")
+@click.argument("name")
+@what_is_asked
+@start
+@until
+@max_cost
+@click.option(
+    "--abort-if",
+    multiple=True,
+    metavar="RULE",
+    help="Stop at 'errors>0.1' (share of jobs) or 'cost>2' (times the forecast); 'never'.  [errors>0.25 cost>1.5]",
+)
+@click.option("--callback", metavar="TASK[@QUEUE]", help="A Celery task that is sent when it has ended.")
+@click.option("--force", is_flag=True, help="Begin whatever the forecast says.")
+@click.option("--wait", is_flag=True, help="Watch it until it ends; exit 1 if a document has no result.")
+@as_json
+@with_client
+def run(
+    client: Any,
+    *,
+    name: str,
+    asked: Asked,
+    start: datetime | None,
+    until: datetime | None,
+    max_cost: int | None,
+    abort_if: tuple[str, ...],
+    callback: str | None,
+    force: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Begin a batch after its forecast, or go on with the one of that name: the same command resumes after any crash.
+
+    It is not begun if it cannot end before --until or may cost more than --max-cost, unless forced (exit 3). Of
+    --max-cost nothing is ever overspent: calls are reserved before they are made.
+
+    \b
+    penstock batch run night-7 archive/ --tenant acme --start 22:00 --until 06:00 --max-cost 40
+    penstock batch run night-7 rows.csv --tenant acme --map document=body --abort-if 'errors>0.05' --wait
+    """  # noqa: D301 - click reads the backspace
+    from penstock.batches.batch import AbortIf
+
+    rules = AbortIf.parse(abort_if)
+    forecast = None
+    if not any(each.name == name for each in client.batches(asked.fields["tenant"], most=10_000)):
+        forecast, objections = show_plan(client, asked, start, until, max_cost, as_json=as_json)
+        if objections and not force:
+            raise click.exceptions.Exit(REFUSED)
+    with asked.items() as items, display.loading(name, as_json=as_json) as progress:
+        begun = client.batch(
+            name,
+            asked.request(),
+            items,
+            columns=asked.mapping(),
+            forecast=forecast,
+            max_cost=max_cost,
+            abort_if=rules,
+            start=start,
+            callback=callback,
+            progress=progress,
+        )
+    if wait:
+        watch(client, begun.tenant, name, as_json=as_json)
+        ended = client.batch_progress(begun.tenant, name)
+        sys.exit(0 if ended.is_whole else FAILED)
+    display.print_progress(client.batch_progress(begun.tenant, name), as_json=as_json)
+
+
+def watch(client: Any, tenant: str, name: str, *, as_json: bool) -> None:
+    """Show how far a batch is until it ends, or stops: live on a terminal, a line when something changed in a pipe."""
+    display.watch(lambda: client.batch_progress(tenant, name), every_s=LOOK_S, as_json=as_json)
+
+
+@batch.command("list")
+@click.option("--tenant", help="All tenants if not given.")
+@as_json
+@with_client
+def list_batches(client: Any, *, tenant: str | None, as_json: bool) -> None:
+    """List batches, the newest first."""
+    progresses = [client.batch_progress(each.tenant, each.name) for each in client.batches(tenant)]
+    display.print_batches(progresses, as_json=as_json)
+
+
+@batch.command("status")
+@click.argument("name")
+@of_tenant
+@click.option("--watch", "live", is_flag=True, help="Until it ends, or stops.")
+@as_json
+@with_client
+def status(client: Any, *, name: str, tenant: str, live: bool, as_json: bool) -> None:
+    """Show how far a batch is, what it has cost, and what was forecast."""
+    if live:
+        watch(client, tenant, name, as_json=as_json)
+    else:
+        display.print_progress(client.batch_progress(tenant, name), as_json=as_json)
+
+
+@batch.command("pause")
+@click.argument("name")
+@of_tenant
+@with_client
+def pause(client: Any, *, name: str, tenant: str) -> None:
+    """Let no further document of a batch begin; those under way go on."""
+    client.pause_batch(tenant, name)
+    click.echo(f"{name} is paused; `penstock batch resume {name} --tenant {tenant}` lets it go on")
+
+
+@batch.command("resume")
+@click.argument("name")
+@of_tenant
+@click.option("--max-cost", type=Dollars(), help="What it may cost at most from now on, all in all.")
+@with_client
+def resume(client: Any, *, name: str, tenant: str, max_cost: int | None) -> None:
+    """Let a batch go on that was paused or has stopped itself."""
+    client.resume_batch(tenant, name, max_cost=max_cost)
+    click.echo(f"{name} goes on")
+
+
+@batch.command("cancel")
+@click.argument("name")
+@of_tenant
+@with_client
+def cancel(client: Any, *, name: str, tenant: str) -> None:
+    """Cancel what has not ended of a batch; results that are there stay."""
+    client.cancel_batch(tenant, name)
+    click.echo(f"{name} is cancelled")
+
+
+@batch.command("export")
+@click.argument("name")
+@of_tenant
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Standard output if not given.")
+@click.option("--errors", type=click.Path(dir_okay=False, path_type=Path), help="Where items without a result go.")
+@click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), default="jsonl", show_default=True)
+@with_client
+def export(client: Any, *, name: str, tenant: str, output: Path | None, errors: Path | None, form: str) -> None:
+    """Write the results of a batch in the order of its input, and the items without one to a file of their own.
+
+    \b
+    penstock batch export night-7 --tenant acme -o results.jsonl --errors errors.jsonl
+    penstock batch export night-7 --tenant acme -o results.parquet --format parquet
+    """  # noqa: D301 - click reads the backspace
+    from penstock.cli.batch_export import write_jsonl, write_parquet
+
+    if form == "parquet" and output is None:
+        raise click.UsageError("Parquet needs --output")
+    results = client.batch_results(tenant, name)
+    written = write_parquet(results, output) if form == "parquet" else write_jsonl(results, output)
+    lacking = list(client.batch_errors(tenant, name)) if errors else []
+    if errors:
+        with errors.open("w", encoding="utf-8") as file:
+            for each in lacking:
+                told = {"number": each.number, "reason": each.reason, "job": str(each.job_id) if each.job_id else None}
+                file.write(json.dumps(told, ensure_ascii=False) + "\n")
+    click.echo(f"{written} results{f', {len(lacking)} items without one' if errors else ''}", err=True)
