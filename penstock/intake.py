@@ -52,8 +52,13 @@ class Intake:
         found = self._prompts.find(prompt, version)
         return found, self._catalogue.tier(found.default_tier if tier is None else tier).name
 
-    def accept(self, job_id: UUID, fields: Mapping[str, Any]) -> NewJob:
-        """Make the job of a request, given as the fields of JobRequest; raise InvalidRequestError."""
+    def accept(
+        self, job_id: UUID, fields: Mapping[str, Any], *, batch_id: UUID | None = None, batch_number: int | None = None
+    ) -> NewJob:
+        """Make the job of a request, given as the fields of JobRequest; raise InvalidRequestError.
+
+        It is the item `batch_number` of the input of a batch, if there is one.
+        """
         request = parse(fields)
         prompt = self._prompts.find(request.prompt, request.prompt_version)
         tier = self._catalogue.tier(prompt.default_tier if request.tier is None else request.tier)
@@ -82,10 +87,14 @@ class Intake:
             on_unavailable=request.on_unavailable,
             fallback_tiers=prompt.tiers_after(tier.name),
             is_fresh=request.fresh,
+            batch_id=batch_id,
+            batch_number=batch_number,
         )
 
     def _refuse_too_large(self, prompt: Prompt, tier: str, sizes: Mapping[str, int]) -> None:
         """Refuse what no minute of a quota can take; a document that can be read in parts is never too large."""
+        if sum(sizes.values()) // MOST_BYTES_PER_TOKEN <= self._catalogue.fewest_tokens(tier):
+            return
         size = sum(size for name, size in sizes.items() if not (prompt.is_reducible and name == DOCUMENT))
         least = Size(prompt=size // MOST_BYTES_PER_TOKEN, max_tokens=0, output=0)
         if too_large := self._catalogue.too_large(tier, least):

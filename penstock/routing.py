@@ -1,5 +1,6 @@
 """Which tiers exist, and which deployment serves each. It must not know what is asked, or what it costs."""
 
+import math
 import os
 from pathlib import Path
 
@@ -157,6 +158,11 @@ class Catalogue:
         names = self.tier(tier).deployments
         known = [self._deployments[name] for name in names if name in self._deployments]
         return max((deployment.capacity for deployment in known), default=None)
+
+    def fewest_tokens(self, tier: str) -> float:
+        """Give the tokens of the largest call that every quota of a tier can take."""
+        quotas = (self._deployments[name].quota for name in self.tier(tier).deployments if name in self._deployments)
+        return min((quota.most_tokens for quota in quotas if quota is not None), default=math.inf)
 
     def deployments(self, tier: str) -> tuple[Deployment, ...]:
         """Give the deployments of a tier in order of preference."""

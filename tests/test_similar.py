@@ -19,8 +19,12 @@ from penstock.similar.questions import Count
 from tests.money.books import assert_balanced
 from tests.rooms import DOCUMENT, Rooms
 
-INSTRUCTION = "List the deadlines of the meeting in Denver that the agency will hold, and who must send comments to whom."
-SAME = "Please list the deadlines of the meeting in Denver that the agency will hold, and who must send comments to whom!"
+INSTRUCTION = (
+    "List the deadlines of the meeting in Denver that the agency will hold, and who must send comments to whom."
+)
+SAME = (
+    "Please list the deadlines of the meeting in Denver that the agency will hold, and who must send comments to whom!"
+)
 OTHER = "List the deadlines of the meeting in Dallas that the agency will hold, and who must send comments to whom."
 UNLIKE = "How many people are invited?"
 MODEL = """
@@ -56,7 +60,7 @@ def tier(rooms: Rooms, tmp_path: Path) -> Rooms:
 def ask(rooms: Rooms, instruction: str, *, language: str = "English", **fields: Any) -> UUID:
     """Have an instruction followed, and give the job."""
     variables = {"instruction": instruction, "language": language}
-    job_id = rooms.submit(prompt="follow_instruction", variables=variables, **fields)
+    job_id = rooms.submit(**{"prompt": "follow_instruction", "variables": variables, "fresh": False} | fields)
     assert rooms.attempt(job_id).outcome is Outcome.SUCCEEDED
     return job_id
 
@@ -79,7 +83,7 @@ def kept(rooms: Rooms) -> int:
 
 def counts(rooms: Rooms) -> list[Count]:
     with rooms.engine.connect() as connection:
-        return questions.count(connection, None)
+        return list(questions.report(connection, None).counts)
 
 
 def paid(rooms: Rooms) -> int:
@@ -109,7 +113,7 @@ def test_an_instruction_that_means_the_same_gets_the_answer_that_was_paid_for(ti
     [
         {"instruction": OTHER},
         {"instruction": UNLIKE},
-        {"document": DOCUMENT + " "},
+        {"document": DOCUMENT + " Bring a copy."},
         {"language": "German"},
         {"tenant": "globex"},
         {"tier": "medium"},
@@ -144,7 +148,7 @@ def test_who_did_not_ask_for_it_has_no_embedding_made_and_nothing_kept(tier: Roo
 
 
 def test_a_prompt_without_an_instruction_has_no_tier(tier: Rooms) -> None:
-    job_id = tier.submit()
+    job_id = tier.submit(fresh=False)
     assert tier.attempt(job_id).outcome is Outcome.SUCCEEDED
     assert received(tier) == {"sim-small": 1}
 
@@ -196,7 +200,7 @@ def test_without_an_embedding_a_model_answers_as_if_there_were_no_tier(tier: Roo
 
 def test_a_retry_does_not_pay_for_the_embedding_again(tier: Rooms) -> None:
     tier.fault("server_error", model="sim-small")
-    job_id = tier.submit(prompt="follow_instruction", variables={"instruction": INSTRUCTION})
+    job_id = tier.submit(prompt="follow_instruction", fresh=False, variables={"instruction": INSTRUCTION})
     assert tier.attempt(job_id).outcome is Outcome.RETRIED
     tier.release(job_id)
     assert tier.attempt(job_id).outcome is Outcome.SUCCEEDED
@@ -207,7 +211,7 @@ def test_a_retry_does_not_pay_for_the_embedding_again(tier: Rooms) -> None:
 def test_a_budget_that_is_used_up_pays_for_no_embedding(tier: Rooms) -> None:
     with tier.engine.begin() as connection:
         set_budget(connection, Budget("acme", Period.MONTH, Unit.NANODOLLARS, hard_limit=0))
-    job_id = tier.submit(prompt="follow_instruction", variables={"instruction": INSTRUCTION})
+    job_id = tier.submit(prompt="follow_instruction", fresh=False, variables={"instruction": INSTRUCTION})
     assert tier.attempt(job_id).outcome is Outcome.DEAD
     assert tier.calls() == 0
     assert tier.ledger(job_id) == []

@@ -73,6 +73,7 @@ def submit(client: Client, paths: Sequence[Path]) -> list[UUID]:
             "document": path,
             "tier": tier_for(path.stat().st_size),
             "metadata": {"source": "demo"},
+            "fresh": True,
         }
         for number, path in enumerate(paths)
     )

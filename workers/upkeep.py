@@ -20,8 +20,11 @@ from penstock.failpoints import Failpoint, reach
 from penstock.jobs import dead_letters, recovery, retention
 from penstock.jobs.recovery import Recovered
 from penstock.money import ledger
+from penstock.prompts import PromptLibrary
 from penstock.reception import Reception
+from penstock.routing import Catalogue
 from penstock.settings import Settings
+from penstock.similar import questions
 from penstock.store.db import is_gone, sync_engine
 from penstock.tenants import Tenants
 from workers.lifecycle import HEARTBEATS_A_LEASE, SOON_S
@@ -111,6 +114,16 @@ def forget(engine: Engine, tenants: Tenants, *, at_once_only: bool = False) -> i
     return purged
 
 
+def forget_similar(engine: Engine, settings: Settings) -> int:
+    """Delete instructions that no job finds again: of prompts that are gone, or of another model of embeddings."""
+    if not (settings.config / "models.toml").exists():
+        return 0
+    embeddings = Catalogue.load_public(settings.config).embeddings
+    prompts = [prompt.reference for prompt in PromptLibrary.load(settings.prompts)]
+    with engine.begin() as connection:
+        return questions.forget_stale(connection, prompts, embeddings.model if embeddings else None)
+
+
 def sweep(engine: Engine, doorbell: Doorbell, *, recovers: bool) -> bool:
     """Mend what crashes left behind, and tell whether Postgres was there for it.
 
@@ -167,11 +180,12 @@ def attach(app: Any, settings: Settings) -> None:
             self.engine = sync_engine(settings.require_database_url())
             doorbell = Doorbell(settings.require_broker_url())
             tenants = Tenants.load(settings.config)
-            self.thread = Thread(
-                target=keep_sweeping,
-                args=(self.engine, doorbell, self.stopping, settings.lease_s, tenants),
-                name="upkeep",
-            )
+
+            def work() -> None:
+                attempt(partial(forget_similar, self.engine, settings), service="upkeep", retry_s=SWEEP_S)
+                keep_sweeping(self.engine, doorbell, self.stopping, settings.lease_s, tenants)
+
+            self.thread = Thread(target=work, name="upkeep")
             self.thread.start()
 
         def stop(self, _worker: Any) -> None:

@@ -58,7 +58,8 @@ def submit_batch(site: Site) -> None:
     load, plan = site.plan.load, site.plan
     batch = load.batch(plan.semantics.tokens_per_s * plan.longest_s)
     site.client.submit_many(
-        {"tenant": tenant, "prompt": PROMPT, "document": document.text, "lane": "batch"} for tenant, document in batch
+        {"tenant": tenant, "prompt": PROMPT, "document": document.text, "lane": "batch", "fresh": True}
+        for tenant, document in batch
     )
 
 
@@ -77,7 +78,7 @@ def watch(site: Site, *, meanwhile: Callable[[Site, Window], None] | None = None
         time.sleep(max(0.0, at_s - time.monotonic()))
         site.stack.check()
         asked_s = time.monotonic()
-        job_id = site.client.submit(tenant=INTERACTIVE, prompt=PROMPT, document=document.text)
+        job_id = site.client.submit(tenant=INTERACTIVE, prompt=PROMPT, document=document.text, fresh=True)
         asked[str(job_id)] = asked_s
     time.sleep(max(0.0, window[1] + site.plan.after_s - time.monotonic()))
     return _read(site, window, asked)

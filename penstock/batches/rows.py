@@ -91,7 +91,10 @@ UNPARK = text("""
         due_at = CASE WHEN reason = 'budget_exhausted' THEN now() ELSE due_at END,
         reason = nullif(reason, 'budget_exhausted')
     WHERE id IN (
-        SELECT id FROM jobs WHERE batch_id = :id AND state = 'paused'
+        SELECT id FROM jobs WHERE batch_id = :id AND state = 'paused' AND NOT EXISTS (
+                SELECT 1 FROM provider_requests AS sent WHERE sent.job_id = jobs.id AND sent.is_open)
+            AND (NOT (SELECT by_provider FROM batches WHERE batches.id = :id)
+                OR EXISTS (SELECT 1 FROM provider_requests AS had WHERE had.job_id = jobs.id))
         ORDER BY batch_number LIMIT :most FOR UPDATE SKIP LOCKED)
 """)
 LEFT = text("""

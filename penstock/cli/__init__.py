@@ -7,6 +7,7 @@ import click
 
 from penstock.cli.batch import batch
 from penstock.cli.budgets import budgets
+from penstock.cli.cache import cache
 from penstock.cli.dead_letters import dead
 from penstock.cli.deployment import DEPLOYMENT
 from penstock.cli.jobs import jobs
@@ -95,5 +96,5 @@ def commands() -> None:
     """  # noqa: D301 - click reads the backspace
 
 
-for command in (submit, batch, jobs, dead, usage, budgets, reconcile, purge, *DEPLOYMENT):
+for command in (submit, batch, jobs, dead, usage, budgets, reconcile, cache, purge, *DEPLOYMENT):
     commands.add_command(command)

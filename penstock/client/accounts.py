@@ -1,4 +1,4 @@
-"""What a client says of money: budgets, which an operator sets, and usage. It must not know how either is kept."""
+"""What a client says of money: budgets, which an operator sets, usage, and what was saved. It must not know how."""
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
@@ -13,6 +13,8 @@ from penstock.money.budgets import Budget, Kept, Period, Unit
 from penstock.money.ledger import LedgerTotals
 from penstock.money.reconciliation import BilledCall, Complete, Reconciliation
 from penstock.money.usage import By, PeriodUsage, UsageLine, is_known
+from penstock.similar.questions import SimilarReport
+from penstock.similar.questions import report as similar_report
 from penstock.tenants import Tenants
 
 
@@ -73,6 +75,13 @@ class Accounts:
             if dry_run:
                 transaction.rollback()
         return outcome
+
+    def similar(self, tenant: str | None = None) -> SimilarReport:
+        """Say how often an answer was given again to an instruction that means the same, or would have been."""
+        if tenant is not None:
+            check_name("tenant", tenant)
+        with self._engine.connect() as connection:
+            return similar_report(connection, tenant)
 
     def ledger_totals(self) -> LedgerTotals:
         """Sum the ledger over all tenants."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -145,12 +145,9 @@ class BatchInput:
                 return
 
     def _job_of(self, batch: Batch, item: Item | BadItem) -> NewJob | BadItem:
-        made = self._accept(rows.job_id(batch.id, item.number), item)
-        if isinstance(made, NewJob):
-            return replace(made, batch_id=batch.id, batch_number=item.number)
-        return made
+        return self._accept(rows.job_id(batch.id, item.number), item, batch.id)
 
-    def _accept(self, job_id: UUID, item: Item | BadItem) -> NewJob | BadItem:
+    def _accept(self, job_id: UUID, item: Item | BadItem, batch_id: UUID | None = None) -> NewJob | BadItem:
         """Check an item as the door does."""
         if isinstance(item, BadItem):
             return item
@@ -162,7 +159,7 @@ class BatchInput:
             if isinstance(own.get(name, {}), Mapping):
                 own[name] = {**self.fields[name], **own.get(name, {})}
         try:
-            return self.intake.accept(job_id, self.fields | own)
+            return self.intake.accept(job_id, self.fields | own, batch_id=batch_id, batch_number=item.number)
         except InvalidRequestError as error:
             return BadItem(item.number, str(error))
 
@@ -182,8 +179,11 @@ def count_bytes(messages: tuple[Message, ...]) -> int:
 
 def _add(digest: Any, item: Item | BadItem) -> None:
     said = item.reason if isinstance(item, BadItem) else item.fields
-    digest.update(json.dumps([item.number, said], default=_told).encode())
+    digest.update(ENCODER.encode([item.number, said]).encode())
 
 
 def _told(value: object) -> str:
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+ENCODER = json.JSONEncoder(default=_told)

@@ -6,6 +6,7 @@ from functools import cache
 
 _LINE_BREAKS = re.compile(r"\r\n?|[\v\f]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+_CONTROL_BYTES = bytes((*range(0x09), *range(0x0E, 0x20), 0x7F))
 _LONE_SURROGATES = re.compile(r"[\ud800-\udfff]")
 _MARKS = 0x300, 0x1E950
 _MOST_MARKS = 30
@@ -21,12 +22,21 @@ def normalise(text: str) -> str:
     more than 30 combining marks, which no language has, is broken by a joiner that is not seen (the stream-safe form of
     Unicode's annex 15), since to put such a run in order takes its square.
     """
-    text = _LINE_BREAKS.sub("\n", text)
-    text = _CONTROLS.sub("", text)
+    if any(mark in text for mark in "\r\v\f"):
+        text = _LINE_BREAKS.sub("\n", text)
+    if len(_without(text, _CONTROL_BYTES)) < len(_without(text, b"")):
+        text = _CONTROLS.sub("", text)
     if not text.isascii():
         # After the controls are gone: a NUL between a letter and its accent would keep them from composing.
         text = unicodedata.normalize("NFC", _long_runs().sub(_broken, _LONE_SURROGATES.sub("\ufffd", text)))
-    return _BLANK_LINES.sub("\n\n\n", text).strip()
+    if b"\n\n\n\n" in _without(text, b" \t"):
+        text = _BLANK_LINES.sub("\n\n\n", text)
+    return text.strip()
+
+
+def _without(text: str, unwanted: bytes) -> bytes:
+    """Drop ASCII characters from the UTF-8 of a text: a look whether there is work takes a tenth of it."""
+    return text.encode("utf-8", "surrogatepass").translate(None, unwanted)
 
 
 @cache

@@ -105,6 +105,7 @@ class Sent:
     digest: str
     is_open: bool
     is_settled: bool
+    deployment: str
     price_version: str
     max_tokens: int
     over_soft_limit: bool
@@ -158,6 +159,11 @@ KEEP = text("""
     RETURNING id
 """)
 
+GIVE_UP_TURN = text("""
+    UPDATE provider_batches SET due_at = now() + make_interval(secs => :delay_s), held_until = now()
+    WHERE id = :id AND turn = :turn
+""")
+
 CANDIDATES = text(f"""
     SELECT jobs.*, payloads.variables, payloads.document FROM jobs JOIN payloads ON payloads.job_id = jobs.id
     WHERE batch_id = :batch_id AND jobs.{ELIGIBLE}
@@ -208,7 +214,8 @@ ASKED = text("""
 
 SENT_COLUMNS = """
     request.call_id, request.request_digest, request.is_open, request.fence AS request_fence,
-    ledger.state = 'settled' AS is_settled, ledger.price_version, ledger.max_tokens, ledger.over_soft_limit,
+    ledger.state = 'settled' AS is_settled, ledger.deployment, ledger.price_version, ledger.max_tokens,
+    ledger.over_soft_limit,
     jobs.*, payloads.variables, payloads.document
     FROM provider_requests AS request JOIN ledger USING (call_id) JOIN jobs ON jobs.id = request.job_id
     LEFT JOIN payloads ON payloads.job_id = request.job_id
@@ -284,6 +291,11 @@ def keep(connection: Connection, parcel: Parcel, *, delay_s: float = 0.0, hold_s
     values = asdict(parcel) | {"state": parcel.state.value, "delay_s": delay_s, "hold_s": hold_s}
     if connection.execute(KEEP, values).one_or_none() is None:
         raise FencedError(f"parcel {parcel.id} is in a later turn than {parcel.turn}")
+
+
+def give_up_turn(connection: Connection, parcel: Parcel, *, delay_s: float) -> None:
+    """Let others go on in `delay_s` seconds, from what was written last."""
+    connection.execute(GIVE_UP_TURN, {"id": parcel.id, "turn": parcel.turn, "delay_s": delay_s})
 
 
 def candidates(connection: Connection, parcel: Parcel, *, most: int) -> list[ClaimedJob]:
@@ -363,6 +375,7 @@ def _sent(row: Any, parcel: Parcel) -> Sent:
         digest=row.request_digest,
         is_open=row.is_open,
         is_settled=row.is_settled,
+        deployment=row.deployment,
         price_version=row.price_version,
         max_tokens=row.max_tokens,
         over_soft_limit=row.over_soft_limit,

@@ -3,7 +3,9 @@
 from penstock.schemas import JobState
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.RETRYING, JobState.CANCELLED, JobState.DEAD}),
+    JobState.PAUSED: frozenset(
+        {JobState.QUEUED, JobState.SUCCEEDED, JobState.RETRYING, JobState.CANCELLED, JobState.DEAD}
+    ),
     JobState.QUEUED: frozenset({JobState.RELEASED, JobState.PAUSED, JobState.CANCELLED, JobState.DEAD}),
     JobState.RELEASED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.DEAD}),
     JobState.RUNNING: frozenset(

@@ -83,7 +83,7 @@ INSERT = """
         FROM ranked
     ), waiting AS (
         SELECT id FROM batches
-        WHERE id IN (SELECT batch_id FROM given) AND (state <> 'running' OR starts_at > now())
+        WHERE id IN (SELECT batch_id FROM given) AND (state <> 'running' OR starts_at > now() OR by_provider)
     ), made AS (
         INSERT INTO jobs (id, tenant, project, state, released_at, prompt_id, prompt_version, prompt_digest, tier, lane,
             priority, estimated_tokens, document_name, metadata, idempotency_key, content_digest, deadline,

@@ -223,6 +223,8 @@ CLOSE = f"""
         WHERE state = 'intent' AND {{which}}
             AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id AND jobs.fence = ledger.fence
                 AND jobs.state = 'running')
+            AND NOT EXISTS (SELECT 1 FROM provider_requests AS sent
+                WHERE sent.call_id = ledger.call_id AND sent.is_open)
         ORDER BY call_id FOR UPDATE SKIP LOCKED
     ), closed AS (
         UPDATE ledger SET state = 'unknown', outcome = 'unknown', settled_at = now(), reason = 'worker_lost'

@@ -56,32 +56,26 @@ class Plan:
 
 async def open_parcels(desk: Desk) -> int:
     """Begin a parcel for each batch that wishes for one and has the time; the others take the way of live calls."""
-    wishes = await desk.transact(lambda connection: parcels.wishes(connection, rest_s=desk.terms.rest_s))
+    wishes = await desk.transact(parcels.wishes, rest_s=desk.terms.rest_s)
     opened = 0
     for wish in wishes:
-        opened += await desk.transact(_Opening(desk, wish))
+        opened += await desk.transact(_open, desk, wish)
         reach(Failpoint.PARCEL_OPENED)
     return opened
 
 
-@dataclass(frozen=True)
-class _Opening:
-    desk: Desk
-    wish: Wish
-
-    def __call__(self, connection: Connection) -> bool:
-        """Open a parcel, and tell whether there was need."""
-        wish, terms = self.wish, self.desk.terms
-        deployment = _find_deployment(self.desk, wish.tier)
-        window = timedelta(seconds=terms.window_s)
-        if deployment is None or (wish.due_by is not None and wish.now + window > wish.due_by):
-            parcels.take_live(connection, wish.batch_id)
-            return False
-        send_by = wish.now + timedelta(seconds=terms.patience_s)
-        if wish.due_by is not None:
-            send_by = min(send_by, wish.due_by - window)
-        ends_by = wish.due_by or send_by + window
-        return parcels.open_parcel(connection, wish, deployment.name, send_by=send_by, ends_by=ends_by) is not None
+def _open(connection: Connection, desk: Desk, wish: Wish) -> bool:
+    """Open a parcel, and tell whether that was done."""
+    deployment = _find_deployment(desk, wish.tier)
+    window = timedelta(seconds=desk.terms.window_s)
+    if deployment is None or (wish.due_by is not None and wish.now + window > wish.due_by):
+        parcels.take_live(connection, wish.batch_id)
+        return False
+    send_by = wish.now + timedelta(seconds=desk.terms.patience_s)
+    if wish.due_by is not None:
+        send_by = min(send_by, wish.due_by - window)
+    ends_by = wish.due_by or send_by + window
+    return parcels.open_parcel(connection, wish, deployment.name, send_by=send_by, ends_by=ends_by) is not None
 
 
 def _find_deployment(desk: Desk, tier: str) -> Deployment | None:
@@ -96,14 +90,14 @@ async def collect(desk: Desk, parcel: Parcel) -> None:
     """Put some more jobs into the file, or seal it where it is full or there are none."""
     jobs: list[ClaimedJob] = []
     if parcel.may_go and parcel.now < parcel.send_by:
-        jobs = await desk.transact(lambda connection: parcels.candidates(connection, parcel, most=JOBS_A_CHUNK))
+        jobs = await desk.transact(parcels.candidates, parcel, most=JOBS_A_CHUNK)
     if jobs:
         try:
             plan = await _plan(desk, parcel, desk.deployment(parcel), jobs)
         except ProviderError as error:
             await desk.refuse(parcel, error)
             return
-        parcel = await desk.transact(lambda connection: _fill(connection, parcel, plan))
+        parcel = await desk.transact(_fill, parcel, plan)
         reach(Failpoint.PARCEL_FILLED)
     else:
         parcel = await desk.keep(parcel, state=ParcelState.SEALED)
@@ -124,7 +118,7 @@ async def _plan(desk: Desk, parcel: Parcel, deployment: Deployment, jobs: Sequen
     plan = Plan()
     questions = {job.id: await _render(desk, parcel, deployment, job) for job in jobs}
     digests = {job_id: ai.digest_of(rendered) for job_id, rendered in questions.items() if rendered is not None}
-    asked = await desk.transact(lambda connection: parcels.asked(connection, parcel, set(digests.values())))
+    asked = await desk.transact(parcels.asked, parcel, set(digests.values()))
     known = await _known(desk, [job for job in jobs if job.id in digests], digests)
     left, left_bytes = desk.terms.most_requests - parcel.requests, desk.terms.most_bytes - parcel.bytes
     for job in jobs:
@@ -166,7 +160,7 @@ async def _known(desk: Desk, jobs: Sequence[ClaimedJob], digests: Mapping[UUID, 
     questions = [
         Question(job.id, digests[job.id], job.tenant, job.tier, () if job.is_fresh else models) for job in jobs
     ]
-    found = await desk.transact(lambda connection: recall(connection, questions))
+    found = await desk.transact(recall, questions)
     return {job.id for job, each in zip(jobs, found, strict=True) if each.answer is not None or each.is_in_flight}
 
 
@@ -249,9 +243,7 @@ def _is_final(verdict: Verdict) -> bool:
     return isinstance(verdict, Shortfall) and not verdict.may_pass
 
 
-def _requests(
-    fences: Mapping[UUID, int], held: Sequence[Planned], plan: Plan, passed: Sequence[UUID]
-) -> list[Request]:
+def _requests(fences: Mapping[UUID, int], held: Sequence[Planned], plan: Plan, passed: Sequence[UUID]) -> list[Request]:
     return [
         *(Request(each.intent.job_id, each.intent.fence, each.intent.call_id, each.digest) for each in held),
         *(Request(job_id, fences[job_id], None, digest) for job_id, digest in plan.repeats if job_id in fences),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
@@ -14,6 +14,7 @@ from penstock.jobs.parcels import Parcel, ParcelState
 from penstock.money.prices import Price
 from penstock.providers.base import BatchProvider, Deployment
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 HOUR_S = 3600
 
@@ -48,21 +49,26 @@ class Desk:
     files: BatchProvider
     terms: Terms = Terms()
 
-    async def transact(self, work: Callable[[Connection], Result]) -> Result:
+    async def transact(
+        self,
+        work: Callable[Concatenate[Connection, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
         """Do work in a transaction of its own."""
         async with self.house.engine.begin() as connection:
-            return await connection.run_sync(work)
+            return await connection.run_sync(work, *args, **kwargs)
 
     async def keep(self, parcel: Parcel, *, delay_s: float = 0.0, **changes: Any) -> Parcel:
         """Write what changed, and give the turn back until `delay_s` seconds have passed."""
         changed = replace(parcel, **changes)
-        await self.transact(lambda connection: parcels.keep(connection, changed, delay_s=delay_s))
+        await self.transact(parcels.keep, changed, delay_s=delay_s)
         return changed
 
     async def hold(self, parcel: Parcel, **changes: Any) -> Parcel:
         """Write what changed, and go on with the turn."""
         changed = replace(parcel, **changes)
-        await self.transact(lambda connection: parcels.keep(connection, changed, hold_s=self.terms.hold_s))
+        await self.transact(parcels.keep, changed, hold_s=self.terms.hold_s)
         return changed
 
     async def postpone(self, parcel: Parcel, error: ProviderError, **changes: Any) -> None:
@@ -76,7 +82,7 @@ class Desk:
     async def refuse(self, parcel: Parcel, error: ProviderError) -> None:
         """Hand everything over to live calls, and send no other file of the batch: the provider takes none."""
         telemetry.emit("parcel.refused", parcel=str(parcel.id), reason=error.reason, detail=error.detail)
-        await self.transact(lambda connection: parcels.take_live(connection, parcel.batch_id))
+        await self.transact(parcels.take_live, parcel.batch_id)
         await self.give_back(parcel, error.reason)
 
     async def give_back(self, parcel: Parcel, reason: str) -> None:

@@ -56,7 +56,7 @@ async def upload(desk: Desk, parcel: Parcel) -> None:
         await desk.give_back(parcel, "nothing to send")
         return
     changed = replace(parcel, state=ParcelState.UPLOADED, input_file=file_id)
-    await desk.transact(lambda connection: _stored(connection, changed, calls))
+    await desk.transact(_stored, changed, calls)
     reach(Failpoint.PARCEL_STORED)
 
 
@@ -72,7 +72,7 @@ async def _write_file(desk: Desk, parcel: Parcel, deployment: Deployment, conten
     """Write the lines of all jobs that still wait for the file, and name their calls."""
     calls: list[UUID] = []
     after = BEFORE_ALL
-    while chunk := await desk.transact(_Page(parcel, after)):
+    while chunk := await desk.transact(parcels.to_send, parcel, after=after, most=LINES_A_CHUNK):
         for sent in chunk:
             line = _line(desk, deployment, sent)
             if line is not None:
@@ -80,16 +80,6 @@ async def _write_file(desk: Desk, parcel: Parcel, deployment: Deployment, conten
                 calls.append(sent.call_id)
         after = chunk[-1].call_id
     return calls
-
-
-class _Page:
-    """Reads the requests behind a call."""
-
-    def __init__(self, parcel: Parcel, after: UUID) -> None:
-        self.parcel, self.after = parcel, after
-
-    def __call__(self, connection: Connection) -> list[Sent]:
-        return parcels.to_send(connection, self.parcel, after=self.after, most=LINES_A_CHUNK)
 
 
 def _line(desk: Desk, deployment: Deployment, sent: Sent) -> bytes | None:
@@ -117,7 +107,7 @@ async def create(desk: Desk, parcel: Parcel) -> None:
         if parcel.asked_at is None:
             await _create(desk, parcel, deployment)
         else:
-            await _look_for(desk, parcel, deployment, parcel.asked_at)
+            await _look_for(desk, parcel, deployment)
     except ProviderError as error:
         if parcel.asked_at is not None and parcel.now < parcel.ends_by:
             await desk.postpone(parcel, error)
@@ -152,7 +142,7 @@ def _may_have_been_heard(error: ProviderError) -> bool:
     return error.status is None or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status in {200, 408, 409}
 
 
-async def _look_for(desk: Desk, parcel: Parcel, deployment: Deployment, asked_at: object) -> None:
+async def _look_for(desk: Desk, parcel: Parcel, deployment: Deployment) -> None:
     """Find the batch that was asked for without an answer; of several, which none but a stopped process makes, one."""
     assert parcel.asked_at is not None
     found = await desk.files.find(deployment, parcel.marker, parcel.asked_at - CLOCKS_APART)

@@ -69,7 +69,6 @@ NOTHING = Search()
 
 async def search(house: House, asked: Asked) -> Search:
     """Look for an answer to an instruction that means the same."""
-    print("XX", asked.instruction, house.tenants.entry(asked.context.tenant), house.catalogue.embeddings, asked.context.is_fresh)
     mode, deployment = house.tenants.entry(asked.context.tenant).similar, house.catalogue.embeddings
     if mode is Similar.OFF or deployment is None or not asked.instruction or asked.context.is_fresh:
         return NOTHING

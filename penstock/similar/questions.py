@@ -112,6 +112,14 @@ class Count:
     different: int
 
 
+@dataclass(frozen=True)
+class SimilarReport:
+    """Whether Postgres can compute distances, and what was found again, by tenant."""
+
+    is_available: bool
+    counts: tuple[Count, ...]
+
+
 def is_available(connection: Connection) -> bool:
     """Tell whether Postgres can compute distances: its extension `vector` was created."""
     return bool(connection.scalar(IS_AVAILABLE))
@@ -171,7 +179,8 @@ def forget_stale(connection: Connection, prompts: Iterable[PromptReference], emb
     return connection.execute(FORGET_STALE, {"prompts": current, "embedding_model": embedding_model}).rowcount
 
 
-def count(connection: Connection, tenant: str | None) -> list[Count]:
-    """Count by tenant what was found again."""
+def report(connection: Connection, tenant: str | None) -> SimilarReport:
+    """Count what was found again, of one tenant or of all."""
     rows = connection.execute(COUNT, {"tenant": tenant, "least": LEAST_AGREEMENT})
-    return [Count(row.tenant, row.given, row.would_be, row.judged, row.different) for row in rows]
+    counts = tuple(Count(row.tenant, row.given, row.would_be, row.judged, row.different) for row in rows)
+    return SimilarReport(is_available(connection), counts)

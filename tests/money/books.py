@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from datetime import UTC, date, datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Engine, text
 
@@ -21,6 +22,7 @@ LEDGER = text("""
 SPENDING = text("SELECT * FROM spending")
 BOOK = text("INSERT INTO spending VALUES (:tenant, :project, :period, :starts, :a, :b, :c, :d)")
 
+FIRST_OF_BATCH = date(2000, 1, 1)
 Key = tuple[str, str, str, date]
 """A tenant, a project or '', a period, and its first day."""
 
@@ -58,7 +60,7 @@ def recomputed(engine: Engine) -> Books:
     found: Books = defaultdict(Sums)
     with engine.connect() as connection:
         for call in connection.execute(LEDGER).mappings():
-            for key in keys_of(call["tenant"], call["project"], call["intended_at"]):
+            for key in keys_of(call["tenant"], call["project"], call["intended_at"], call["batch_id"]):
                 _add(found[key], call)
     return found
 
@@ -86,10 +88,11 @@ def assert_balanced(engine: Engine) -> Books:
     return says
 
 
-def keys_of(tenant: str, project: str, at: datetime) -> list[Key]:
+def keys_of(tenant: str, project: str, at: datetime, batch_id: UUID | None = None) -> list[Key]:
     """Name the rows that a call is booked on."""
     day = at.astimezone(UTC).date()
-    return [
+    of_batch = [] if batch_id is None else [(tenant, str(batch_id), "batch", FIRST_OF_BATCH)]
+    return of_batch + [
         (tenant, whose, period, starts)
         for whose in sorted({"", project})
         for period, starts in (("day", day), ("month", day.replace(day=1)))

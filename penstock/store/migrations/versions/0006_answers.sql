@@ -4,9 +4,11 @@ LOCK TABLE ledger, jobs, results, answers IN ACCESS EXCLUSIVE MODE;
 ALTER TABLE answers
     ADD COLUMN tenant text NOT NULL DEFAULT '',
     ADD COLUMN model text NOT NULL DEFAULT '',
-    ADD COLUMN answered_at timestamptz NOT NULL DEFAULT now();
+    ADD COLUMN answered_at timestamptz NOT NULL DEFAULT 'epoch';
+ALTER TABLE answers ALTER COLUMN answered_at SET DEFAULT now();
 
 COMMENT ON COLUMN answers.tenant IS 'empty: written by a version that shared no answers';
+COMMENT ON COLUMN answers.answered_at IS '1970: by a version that did not say when';
 COMMENT ON COLUMN answers.model IS 'which model of which deployment was asked, as models.toml names it';
 
 ALTER TABLE ledger ADD COLUMN request_digest text;
