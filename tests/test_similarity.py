@@ -18,12 +18,12 @@ PAIRS = [
     for line in (Path(__file__).parents[1] / "bench" / "data" / "instruction_pairs.jsonl").read_text().splitlines()
 ]
 INSTRUCTIONS = sorted({pair[side] for pair in PAIRS for side in "ab"})
-RIGHT_HITS = 46
+RIGHT_HITS = 47
 """Of the pairs that mean the same. It may grow; a pair that does not mean the same must never pass."""
 
 
 def test_the_pairs_are_many_and_no_two_are_the_same() -> None:
-    assert len({(pair["a"], pair["b"]) for pair in PAIRS}) == len(PAIRS) == 266
+    assert len({(pair["a"], pair["b"]) for pair in PAIRS}) == len(PAIRS) == 269
     assert sum(pair["same"] for pair in PAIRS) == 79
 
 
@@ -65,13 +65,15 @@ def test_spelling_and_politeness_do_not_matter(one: str, other: str) -> None:
         ("List the fees above 1.000.", "List the fees above 1,000.", Guard.NUMBERS),
         ("What is due by 4 May 2017?", "What is due by 4 March 2017?", Guard.NUMBERS),
         ("List what applies.", "List what does not apply.", Guard.NEGATION),
-        ("Do not list all of the risks.", "Do not list the risks.", Guard.NEGATION),
+        ("Do not list all of the risks.", "Do not list the risks.", Guard.DIRECTION),
         ("What happened before the sale?", "What happened after the sale?", Guard.DIRECTION),
         ("What does Alice owe to Bob?", "What does Bob owe to Alice?", Guard.NAMES),
         ("Explain it to us, please.", "Explain IT to us, please.", Guard.NAMES),
         ("Which rules hold for vitamin A?", "Which rules hold for vitamin?", Guard.NAMES),
         ("What does the buyer owe the seller?", "What does the seller owe the buyer?", Guard.WORDS),
         ("List the gross profit and the revenue.", "List the gross revenue and the profit.", Guard.WORDS),
+        ("Who pays - the buyer or the seller?", "Who pays the buyer or the seller?", Guard.WORDS),
+        ("Who pays? The buyer or the seller?", "Who pays the buyer or the seller?", Guard.WORDS),
         ("What does this party owe that party?", "What does that party owe this party?", Guard.WORDS),
         ("Nenne die Risiken der Mieter.", "Bitte nenne die Risiken der Mieter.", Guard.LANGUAGE),
         ("Haben Sie gezahlt?", "Haben sie gezahlt?", Guard.LANGUAGE),
@@ -88,16 +90,7 @@ def spoilt(instruction: str) -> Iterator[str]:
     words = instruction.split()
     for place, word in enumerate(words):
         yield " ".join([*words[:place], "not", *words[place:]])
-        if word.strip(".,?!").lower() not in IDLE | {
-            "me",
-            "all",
-            "every",
-            "do",
-            "document",
-            "document.",
-            "document?",
-            "-",
-        }:
+        if word.strip(".,?!").lower() not in IDLE | {"me", "all", "every", "do", "document", "document.", "document?"}:
             yield " ".join([*words[:place], *words[place + 1 :]])
     for match in re.finditer(r"\d", instruction):
         yield instruction[: match.start()] + str((int(match[0]) + 1) % 10) + instruction[match.end() :]

@@ -28,6 +28,7 @@ from penstock.similar import questions
 from penstock.store.db import is_gone, sync_engine
 from penstock.tenants import Tenants
 from workers.lifecycle import HEARTBEATS_A_LEASE, SOON_S
+from workers.overnight import Overnight
 from workers.steps import attempt
 
 SWEEP_S = 1.0
@@ -187,9 +188,12 @@ def attach(app: Any, settings: Settings) -> None:
 
             self.thread = Thread(target=work, name="upkeep")
             self.thread.start()
+            self.overnight = Overnight(settings)
+            self.overnight.start()
 
         def stop(self, _worker: Any) -> None:
             self.stopping.set()
+            self.overnight.stop()
             self.thread.join()
             self.engine.dispose()
 

@@ -7,9 +7,8 @@ number, and writes the row only while the turn is its own.
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,99 +16,8 @@ from sqlalchemy import Connection, text
 
 from penstock.errors import FencedError
 from penstock.jobs.execution import ClaimedJob, Ending, finish
+from penstock.jobs.parcel import Parcel, ParcelState, Request, Sent, Wish
 from penstock.schemas import Lane, OnUnavailable, PromptReference
-
-
-class ParcelState(StrEnum):
-    """Where a parcel stands, in the order of its way."""
-
-    COLLECTING = "collecting"
-    SEALED = "sealed"
-    UPLOADED = "uploaded"
-    SENT = "sent"
-    OVER = "over"
-    SETTLED = "settled"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A batch that has jobs for a file, and is to have ended at `due_by`."""
-
-    batch_id: UUID
-    tier: str
-    due_by: datetime | None
-    now: datetime
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A parcel as its row says, held for one turn; `now` is when that began, by the time of Postgres.
-
-    It is sent until `send_by` and given up at `ends_by`. It `may_go` while its batch runs and wishes for files, and
-    `returns` where the batch never will again; where it is cancelled, not even the answers are wanted.
-    """
-
-    id: UUID
-    batch_id: UUID
-    tier: str
-    deployment: str
-    state: ParcelState
-    requests: int
-    bytes: int
-    created_at: datetime
-    send_by: datetime
-    ends_by: datetime
-    turn: int
-    round: int
-    input_file: str | None
-    asked_at: datetime | None
-    provider_id: str | None
-    provider_state: str | None
-    over_at: datetime | None
-    output_file: str | None
-    error_file: str | None
-    reason: str | None
-    now: datetime
-    may_go: bool
-    returns: bool
-    is_cancelled: bool
-
-    @property
-    def marker(self) -> str:
-        """Name what the provider was asked in this round."""
-        return f"{self.id}/{self.round}"
-
-    @property
-    def worker(self) -> str:
-        """Name the parcel in the history of its jobs."""
-        return f"provider-batch-{self.id}"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A job in a parcel: its call, None where none is made for it, and what it asks. A closed one waits no longer."""
-
-    job_id: UUID
-    fence: int
-    call_id: UUID | None
-    digest: str
-    is_open: bool = True
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A request that the provider has or had, with its job as it stands and what its call was promised."""
-
-    call_id: UUID
-    digest: str
-    is_open: bool
-    is_settled: bool
-    deployment: str
-    price_version: str
-    max_tokens: int
-    over_soft_limit: bool
-    job: ClaimedJob
 
 
 ELIGIBLE = """state IN ('paused', 'queued') AND lane = 'batch' AND due_at <= now()
@@ -124,6 +32,11 @@ WISHES = text(f"""
         AND EXISTS (SELECT 1 FROM jobs WHERE jobs.batch_id = batches.id AND jobs.{ELIGIBLE})
     ORDER BY created_at, id
 """)  # noqa: S608 - constants
+
+ARE_WANTED = text("""
+    SELECT EXISTS (SELECT 1 FROM batches WHERE by_provider AND ended_at IS NULL)
+        OR EXISTS (SELECT 1 FROM provider_batches WHERE state <> 'ended')
+""")
 
 OPEN = text("""
     INSERT INTO provider_batches (id, batch_id, tier, deployment, send_by, ends_by)
@@ -256,6 +169,11 @@ RESUME = text("""
 
 SHUT = text("UPDATE provider_requests SET is_open = false WHERE job_id = ANY(CAST(:jobs AS uuid[])) AND is_open")
 """A job that was finished by somebody else, or cancelled, waits for its file no longer either."""
+
+
+def are_wanted(connection: Connection) -> bool:
+    """Tell whether some batch wishes for files, or a file is on its way."""
+    return bool(connection.scalar(ARE_WANTED))
 
 
 def wishes(connection: Connection, *, rest_s: float) -> list[Wish]:

@@ -14,7 +14,7 @@ from penstock.errors import ConfigurationError, InvalidRequestError, ProviderErr
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import parcels
 from penstock.jobs.execution import ClaimedJob, Ending, Outcome, finish
-from penstock.jobs.parcels import Parcel, ParcelState, Request, Wish
+from penstock.jobs.parcel import Parcel, ParcelState, Request, Wish
 from penstock.money import ledger
 from penstock.money.holds import Hold, Shortfall
 from penstock.money.ledger import Intent, Verdict

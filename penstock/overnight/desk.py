@@ -10,7 +10,7 @@ from penstock import telemetry
 from penstock.errors import ProviderError, Reason
 from penstock.house import House
 from penstock.jobs import parcels
-from penstock.jobs.parcels import Parcel, ParcelState
+from penstock.jobs.parcel import Parcel, ParcelState
 from penstock.money.prices import Price
 from penstock.providers.base import BatchProvider, Deployment
 

@@ -18,7 +18,7 @@ from penstock.errors import ConfigurationError, InvalidRequestError, ProviderErr
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import parcels
 from penstock.jobs.execution import Ending, Outcome
-from penstock.jobs.parcels import Parcel, ParcelState, Sent
+from penstock.jobs.parcel import Parcel, ParcelState, Sent
 from penstock.money import ledger
 from penstock.money.ledger import CallOutcome, Settlement
 from penstock.overnight.collecting import request_of

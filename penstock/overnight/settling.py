@@ -17,7 +17,7 @@ from penstock.errors import ConfigurationError, InvalidRequestError, OutputInval
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import parcels
 from penstock.jobs.execution import Ending, Outcome
-from penstock.jobs.parcels import Parcel, ParcelState, Sent
+from penstock.jobs.parcel import Parcel, ParcelState, Sent
 from penstock.money import ledger
 from penstock.money.ledger import CallOutcome, Settlement
 from penstock.overnight.desk import Desk

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from penstock.errors import FencedError
 from penstock.jobs import parcels
-from penstock.jobs.parcels import Parcel, ParcelState
+from penstock.jobs.parcel import Parcel, ParcelState
 from penstock.overnight import collecting, sending, settling
 from penstock.overnight.desk import Desk
 

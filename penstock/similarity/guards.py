@@ -10,9 +10,10 @@ The lists are English. Two texts of which one is not surely English must be the 
 import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import pairwise
 
-from penstock.similarity.numbers import fold_numbers, is_number
-from penstock.similarity.tokens import Token, split
+from penstock.similarity.numbers import CURRENCIES, fold_numbers, is_number
+from penstock.similarity.tokens import PAUSE, Token, split
 from penstock.similarity.words import (
     DIRECTIONS,
     ENGLISH,
@@ -21,6 +22,7 @@ from penstock.similarity.words import (
     NEGATIONS,
     PHRASES,
     POLITE,
+    SETS_APART,
     SYNONYMS,
 )
 
@@ -76,7 +78,7 @@ def canonical(text: str) -> list[str]:
     """Give the words of an English instruction in canonical form."""
     words = _phrases(_without_politeness(fold_numbers(_words(split(text)))))
     named = [SYNONYMS.get(word, word) for word in words]
-    return _phrases([word for word in named if word not in IDLE])
+    return _without_all(_phrases([word for word in _paused(named) if word not in IDLE]))
 
 
 def _plain(text: str) -> str:
@@ -104,6 +106,18 @@ def _without_politeness(words: list[str]) -> list[str]:
         words = words[1:]
     opening = next((phrase for phrase in POLITE if tuple(words[: len(phrase)]) == phrase), ())
     return words[len(opening) :]
+
+
+def _paused(words: Sequence[str]) -> list[str]:
+    """Leave out pauses where one more or less says nothing: before a word that itself sets apart what follows."""
+    return [word for word, after in pairwise([*words, ""]) if word != PAUSE or after not in SETS_APART]
+
+
+def _without_all(words: list[str]) -> list[str]:
+    """Leave out "all" and "every" behind "list", but not where something is denied: "not all" is less than "not"."""
+    if any(word in NEGATIONS for word in words):
+        return words
+    return [word for before, word in pairwise(["", *words]) if before != "list" or word not in {"all", "every"}]
 
 
 def _phrases(words: Sequence[str]) -> list[str]:
@@ -137,7 +151,7 @@ def _is_name(token: Token) -> bool:
     if token.kind != "word":
         return token.kind in {"identifier", "quotation"}
     is_capitalised_first = token.is_first and token.text[1:] == token.text[1:].lower()
-    return token.text != token.text.lower() and not is_capitalised_first
+    return token.text != token.text.lower() and not is_capitalised_first and token.text.lower() not in CURRENCIES
 
 
 def _picker(chosen: Callable[[str], bool]) -> Callable[[list[str]], list[str]]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from penstock.similarity.tokens import PAUSE
 from penstock.similarity.words import listed
 
 UNITS = {
@@ -80,9 +81,10 @@ def _date(words: Sequence[str]) -> tuple[str, int] | None:
         if found is None or month not in MONTHS:
             continue
         used = _DAY_AND_MONTH + any(word in ORDINAL_ENDS for word in words[_DAY_AND_MONTH : _DAY_AND_MONTH + 1])
-        has_year = used < len(words) and _YEAR.fullmatch(words[used]) is not None
-        year = words[used] if has_year else "any"
-        return f"{year}-{MONTHS[month]:02}-{int(found[1]):02}", used + has_year
+        behind = [word for word in words[used : used + 2] if word != PAUSE][:1]
+        if behind and _YEAR.fullmatch(behind[0]):
+            return f"{behind[0]}-{MONTHS[month]:02}-{int(found[1]):02}", list(words).index(behind[0], used) + 1
+        return f"any-{MONTHS[month]:02}-{int(found[1]):02}", used
     return None
 
 

@@ -11,9 +11,13 @@ _TOKEN = re.compile(
     |(?P<number>-?\.?\d+(?:[.,]\d+)*)
     |(?P<word>[^\W\d_]+(?:'[^\W\d_]+)*)
     |(?P<stop>[.!?:;\n])
-    |(?P<sign>[^\s\w,()*'"\u2010-\u2015\u2022-])""",
+    |(?P<pause>[,()*\u2022\u2014]|(?<!\S)[-\u2010-\u2015]+(?!\S))
+    |(?P<sign>[^\s\w'"\u2010-\u2015-])""",
     re.VERBOSE,
 )
+
+
+PAUSE = ","
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,17 @@ class Token:
 
 
 def split(text: str) -> list[Token]:
-    """Split a text into tokens; what is left out are spaces, commas, brackets, dashes and stops."""
+    """Split a text into tokens. Commas, brackets, dashes and stops are pauses, of which several are one.
+
+    A pause is none at the ends; spaces and hyphens are left out.
+    """
     found: list[Token] = []
     is_first = True
     for match in _TOKEN.finditer(unicodedata.normalize("NFKC", text).translate(_STRAIGHT)):
         kind = str(match.lastgroup)
-        if kind != "stop":
+        if kind not in {"stop", "pause"}:
             found.append(Token(kind, match[0], is_first))
-        is_first = kind == "stop"
-    return found
+        elif found and found[-1].kind != "pause":
+            found.append(Token("pause", PAUSE))
+        is_first = kind == "stop" or (is_first and kind == "pause")
+    return found[:-1] if found and found[-1].kind == "pause" else found

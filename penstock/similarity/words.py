@@ -29,8 +29,7 @@ PHRASES = {
         "sum up": "summarise", "give me": "give", "give us": "give", "tell me": "tell", "tell us": "tell",
         "show me": "show", "show us": "show", "give a summary": "summarise", "give me a summary": "summarise",
         "write a summary": "summarise", "make a list": "list", "give a list": "list", "give me a list": "list",
-        "list all": "list", "list every": "list",
-        "not list all": "not list all", "not list every": "not list every", "list out": "list",
+        "list out": "list",
         "bullet points": "bullets",
         "bulleted list": "bullets", "bullet list": "bullets", "per cent": "percent", "as well as": "and",
         "other than": "except", "apart from": "except", "aside from": "except", "except for": "except",
@@ -58,6 +57,8 @@ SYNONYMS = {
 }  # fmt: skip
 """Replaced by the first of their class."""
 
+SETS_APART = frozenset(listed("and or without except exclude"))
+
 NEGATIONS = frozenset(
     listed(
         "not no never none nor neither nothing nobody without except exclude unless ignore avoid skip instead"
@@ -80,8 +81,8 @@ ENGLISH = frozenset(
         "the of and with for from list which what are is please explain summarise summarize give only focus tell"
         " about how who when where why each every show write describe find this that not to by without main key all"
         " does do use at most least mention name happens happened after before should any compare concentrate"
-        " extract exclude include pay paid did has have was were must may can will tell say state count answer in"
-        " it"
+        " extract exclude include pay paid did no more than less words sentences has have was were must may can"
+        " will tell say state count answer in it"
     )
 )
 """A text is taken as English only where it has a few of these, and none of the next."""

@@ -7,12 +7,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from penstock.errors import Reason
 from penstock.jobs import queries
 from penstock.jobs.execution import ClaimedJob, Ending, Outcome
-from penstock.money import ledger, recollection
+from penstock.money import ledger, recollection, spending
 from penstock.money.budgets import Budget, Period, Unit
 from penstock.money.holds import Hold, Shortfall
 from penstock.money.ledger import CallOutcome, InFlight, Intent, Settlement, Verdict
@@ -25,6 +25,7 @@ from tests.money.test_spending import keep
 MODELS = ("openai/sim-small", "openai/sim-spare")
 ASKED = "q" * 64
 TOGETHER = 8
+CLOSE = text("UPDATE ledger SET state = 'unknown', outcome = 'unknown', settled_at = now() WHERE call_id = :id")
 
 
 def intent(job: ClaimedJob, **changes: Any) -> Intent:
@@ -341,6 +342,34 @@ class TestLost:
         assert intend(engine, intent(again)) == [Hold(100)]
         assert calls(engine)[call.call_id] == ("unknown", "worker_lost")
         assert_balanced(engine)
+
+
+def test_who_holds_accounts_does_not_wait_for_a_settlement_that_wants_them(engine: Engine) -> None:
+    """A settlement has the row of its call first, and then asks for the accounts."""
+    first, second = intent(rows.running_job(engine)), intent(rows.running_job(engine))
+    intend(engine, first)
+    with engine.connect() as settler:
+        settler.execute(CLOSE, {"id": first.call_id})
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+            assert ledger.intend(connection, [second]) == [InFlight()]
+        settler.rollback()
+
+
+def test_who_waits_for_accounts_is_not_waited_for_by_who_holds_them(engine: Engine) -> None:
+    """It has written nothing yet: else of two that ask the same each would have what the other wants."""
+    first, second, third = (intent(rows.running_job(engine)) for _ in range(3))
+    intend(engine, replace(third, request_digest="r" * 64))  # it opens the accounts
+
+    def intend_second(connection: Connection) -> list[Verdict]:
+        return ledger.intend(connection, [second])
+
+    with engine.connect() as holder:
+        spending.lock(holder, [("acme", "", None)])
+        with rows.behind(engine, intend_second) as verdicts:
+            assert ledger.intend(holder, [first]) == [Hold(100)]
+            holder.commit()
+    assert verdicts.result() == [InFlight()]
 
 
 def test_batches_of_many_tenants_in_any_order_do_not_deadlock(engine: Engine) -> None:
