@@ -21,7 +21,7 @@ from penstock.providers.base import Deployment
 from penstock.retry import TREATMENTS, Kind
 from penstock.schemas import RenderedPrompt, Source, Usage
 
-LANES = 4
+AT_ONCE = 4
 """How many calls of one job are under way at once, at most."""
 LEAST_GROUP = 2
 SHORT = "."
@@ -120,9 +120,9 @@ def _together(group: Sequence[Partial], answers: Mapping[str, Completion]) -> Pa
 
 
 async def _ask(house: House, requests: Sequence[CompletionRequest]) -> dict[str, Completion]:
-    """Answer requests, LANES at a time, and give the answers by what each was about; what is equal is asked once.
+    """Answer requests, AT_ONCE of them, and give the answers by what each was about; what is equal is asked once.
 
-    A lane that is not admitted leaves its request to the others. A failure that may pass keeps none of the others from
+    Where one is not admitted, there are fewer at once from then on, and it comes next. A failure that may pass keeps none of the others from
     being paid and kept; one that will not keeps those from being made that are not under way.
     """
     wanted = {_subject(request): request for request in requests}
@@ -130,7 +130,7 @@ async def _ask(house: House, requests: Sequence[CompletionRequest]) -> dict[str,
     answers: dict[str, Completion] = {}
     failures: dict[str, Exception] = {}
 
-    async def lane() -> None:
+    async def ask_in_turn() -> None:
         while waiting and not any(_rank(failure) >= _FINAL for failure in failures.values()):
             subject = waiting.popleft()
             try:
@@ -143,9 +143,9 @@ async def _ask(house: House, requests: Sequence[CompletionRequest]) -> dict[str,
             except Exception as error:  # noqa: BLE001 - which one the job hears of is chosen when all have ended
                 failures[subject] = error
 
-    async with asyncio.TaskGroup() as lanes:
-        for _ in range(min(LANES, len(wanted))):
-            lanes.create_task(lane())
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(AT_ONCE, len(wanted))):
+            group.create_task(ask_in_turn())
     if failures:
         raise max(failures.values(), key=lambda failure: (_rank(failure), _wait_s(failure)))
     return answers

@@ -106,11 +106,11 @@ class Catalogue:
         def deployment(name: str) -> Deployment:
             return _deployment(path, name, entries[name], _quota(path, name, entries[name], quotas), keys=with_keys)
 
-        embeddings = None
-        if file.embeddings is not None:
-            _require_apart(path, file.embeddings, entries, used)
-            embeddings = deployment(file.embeddings).model_copy(update={"is_embedding": True})
-        return cls(tiers, {name: deployment(name) for name in used}, embeddings)
+        deployments = {name: deployment(name) for name in used}
+        if file.embeddings is None:
+            return cls(tiers, deployments)
+        _require_apart(path, file.embeddings, entries, used)
+        return cls(tiers, deployments, deployment(file.embeddings).model_copy(update={"is_embedding": True}))
 
     @property
     def tiers(self) -> tuple[Tier, ...]:

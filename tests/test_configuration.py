@@ -207,7 +207,9 @@ def test_an_unknown_quota_is_answered_with_those_that_exist(folder: Path) -> Non
     path.write_text(path.read_text().replace('quota = "sim-small"', 'quota = "sim-smal"'))
     error = refusal(folder)
     assert error.reason == "there is no quota 'sim-smal'"
-    assert error.cure == "use one of ['sim-large', 'sim-medium', 'sim-small'], or add [quotas.sim-smal]"
+    assert (
+        error.cure == "use one of ['sim-embedding', 'sim-large', 'sim-medium', 'sim-small'], or add [quotas.sim-smal]"
+    )
 
 
 def test_deployments_that_name_one_quota_share_its_pool_and_one_without_has_no_limit(folder: Path) -> None:

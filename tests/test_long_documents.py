@@ -18,7 +18,7 @@ from penstock.house import House
 from penstock.intake import Intake
 from penstock.jobs import queries
 from penstock.jobs.execution import Claim, Outcome
-from penstock.long_documents import LANES, complete
+from penstock.long_documents import AT_ONCE, complete
 from penstock.schemas import Job, Lane
 from tests import admission_rooms
 from tests.admission_rooms import START_MS, AdmissionRooms, Told, at, change, until, wait_until
@@ -152,17 +152,17 @@ class TestWhatIsPaid:
 
         async def stop_in_the_middle(house: House) -> None:
             running = asyncio.create_task(run(narrow(house), job_id))
-            await until(lambda: (gated.count("answers", job_id), gated.in_flight()) == (LANES, PARTS - LANES))
+            await until(lambda: (gated.count("answers", job_id), gated.in_flight()) == (AT_ONCE, PARTS - AT_ONCE))
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
 
         gated.with_house(stop_in_the_middle)
         wait_until(lambda: gated.in_flight() == 0)
-        assert states(gated, job_id) == ["settled"] * LANES + ["time_limit"] * (PARTS - LANES)
+        assert states(gated, job_id) == ["settled"] * AT_ONCE + ["time_limit"] * (PARTS - AT_ONCE)
         gated.heal()
         assert attempt_again(gated, job_id).outcome is Outcome.SUCCEEDED
-        assert states(gated, job_id) == ["settled"] * CALLS + ["time_limit"] * (PARTS - LANES)
+        assert states(gated, job_id) == ["settled"] * CALLS + ["time_limit"] * (PARTS - AT_ONCE)
 
     def test_a_failure_that_may_pass_keeps_no_other_part_from_being_paid(self, gated: AdmissionRooms) -> None:
         job_id = gated.submit(**LONG, tier="small")  # nobody stands behind it
@@ -199,7 +199,7 @@ class TestWhatIsPaid:
         gated.fail("latency", extra_ms=300)
         report = attempt(gated, job_id)
         assert (report.outcome, report.reason) == (Outcome.DEAD, Reason.BAD_REQUEST)
-        assert states(gated, job_id) == ["bad_request"] + ["settled"] * (LANES - 1)
+        assert states(gated, job_id) == ["bad_request"] + ["settled"] * (AT_ONCE - 1)
 
     def test_a_part_that_was_cut_is_never_passed_on(self, gated: AdmissionRooms) -> None:
         job_id = gated.submit(**LONG, tier="curt")
@@ -272,10 +272,10 @@ class TestWhatWaits:
 
         async def beside(house: House) -> None:
             running = asyncio.create_task(run(narrow(house), long))
-            await until(lambda: gated.in_flight() == LANES)
+            await until(lambda: gated.in_flight() == AT_ONCE)
             gated.heal()
             assert (await run(house, other)).outcome is Outcome.SUCCEEDED
-            assert (gated.in_flight(), len(gated.ledger(long))) == (LANES, LANES)
+            assert (gated.in_flight(), len(gated.ledger(long))) == (AT_ONCE, AT_ONCE)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running

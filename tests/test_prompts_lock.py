@@ -43,7 +43,7 @@ def test_the_lock_has_one_sorted_line_a_version(root: Path) -> None:
 def test_check_agrees_with_a_fresh_lock(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run("check", root) == 0
-    assert capsys.readouterr() == ("6 prompt versions are as locked\n", "")
+    assert capsys.readouterr() == ("7 prompt versions are as locked\n", "")
 
 
 def test_check_names_every_version_that_differs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from penstock.prompts.manifest import Manifest, read_manifest
 from penstock.settings import Settings
 from penstock.similar import questions
 from penstock.similar.questions import Count, SimilarReport
+from penstock.store.db import sync_engine
 from penstock.store.schema import migrate
 from tests import test_cli
 from tests.conftest import ROOT
@@ -103,17 +104,13 @@ def test_an_owner_who_may_create_no_extension_migrates_and_has_the_tier_later(
         with engine.connect() as connection:
             assert connection.scalar(rows_of) == 0
             assert questions.report(connection, None) == SimilarReport(is_available=False, counts=())
-        admin = server.url.set(database=engine.url.database)
-        with server.execution_options(isolation_level="AUTOCOMMIT").connect():
-            create_extension(admin.render_as_string(hide_password=False))
+        create_extension(server.url.set(database=engine.url.database).render_as_string(hide_password=False))
         with engine.connect() as connection:
             assert questions.is_available(connection)
 
 
 def create_extension(url: str) -> None:
     """Do as a superuser what an operator is told to do."""
-    from penstock.store.db import sync_engine
-
     engine = sync_engine(url)
     rows.execute(engine, "CREATE EXTENSION vector")
     engine.dispose()
@@ -128,8 +125,8 @@ def test_the_report_counts_by_tenant(penstock: Penstock, engine: Engine) -> None
         rows.submit(engine, job)
         rows.execute(
             engine,
-            """INSERT INTO similar_answers (job_id, request_digest, tenant, source_job_id, distance, was_given, agreement)
-            VALUES (:job, :digest, :tenant, :source, 0.01, :was_given, :agreement)""",
+            """INSERT INTO similar_answers (job_id, request_digest, tenant, source_job_id, distance, was_given,
+                agreement) VALUES (:job, :digest, :tenant, :source, 0.01, :was_given, :agreement)""",
             job=job.id,
             digest=str(number),
             tenant=tenant,
@@ -148,7 +145,7 @@ def test_the_report_counts_by_tenant(penstock: Penstock, engine: Engine) -> None
 
 
 def test_a_name_that_is_none_is_refused(penstock: Penstock) -> None:
-    assert penstock("cache", "report", "--tenant", "ACME").error().startswith("penstock: tenant: 'ACME' is no name")
+    assert penstock("cache", "report", "--tenant", "ACME").error().startswith("tenant: 'ACME' is no name")
 
 
 def test_upkeep_forgets_nothing_where_it_does_not_know_the_models(

@@ -40,7 +40,8 @@ UNKNOWN = text("""
 LEDGER = text("SELECT coalesce(sum(nanodollars), 0)::bigint FROM ledger_amounts")
 NUMBERS = text("SELECT count(DISTINCT batch_number) FROM jobs JOIN batches ON batches.id = batch_id WHERE name = :name")
 WAITS = text("""
-    SELECT extract(epoch FROM created_at)::float8 AS asked_s, extract(epoch FROM started_at - created_at)::float8 AS wait_s
+    SELECT extract(epoch FROM created_at)::float8 AS asked_s,
+        extract(epoch FROM started_at - created_at)::float8 AS wait_s
     FROM jobs WHERE tenant = :tenant AND started_at IS NOT NULL
 """)
 LONGEST_BOUND = text("""

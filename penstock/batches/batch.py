@@ -157,10 +157,10 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Give how many seconds are left at that rate; None where nothing has ended yet."""
-        if self.batch.state.has_ended:
-            return 0.0
-        return (self.total - self.ended) / self.rate if self.rate else None
+        """Give how many seconds are left at that rate; None where it does not run, or nothing has ended yet."""
+        if self.batch.state is not BatchState.RUNNING or not self.rate:
+            return None
+        return (self.total - self.ended) / self.rate
 
     def fault(self) -> str | None:
         """Say why the batch should stop itself, or None."""

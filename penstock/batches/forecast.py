@@ -19,8 +19,8 @@ from penstock.schemas import NanoDollars, Resource, Usage
 SURE = 1.96
 ROOM = 1.2
 """How much more than the usual answer a call asks for."""
-BATCH_SHARE = 0.8
-"""What batch may take of each quota; the rest is kept for interactive."""
+LEAST_SHARE = 0.1
+"""What batch gets of each quota, however much interactive asks for."""
 PLACES = "places"
 
 
@@ -64,21 +64,27 @@ class Interval:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the tier of the batch has: the quotas of its deployments, and how many calls its pools make at a time."""
+    """What the tier of the batch has: the quotas of its deployments, and how many calls its pools make at a time.
+
+    `interactive_jobs` and `interactive_tokens` a second are what interactive took of late: the batch gets the rest.
+    """
 
     quotas: Sequence[Quota | None]
     places: int
+    interactive_jobs: float = 0.0
+    interactive_tokens: float = 0.0
 
     def units_a_second(self) -> dict[Resource, float]:
-        """Give what batch may take of each resource in a second, of all quotas together; missing is without limit."""
+        """Give what is left to batch of each resource in a second, of all quotas together; missing is without limit."""
         pools = {quota.name: quota for quota in self.quotas if quota is not None}
         if None in self.quotas or not pools:
             return {}
-        limited = set.intersection(*(set(quota.per_minute) for quota in pools.values()))
-        return {
-            resource: BATCH_SHARE * sum(quota.rate_of(resource, quota.per_minute[resource]) for quota in pools.values())
-            for resource in limited
-        }
+        left = {}
+        for resource in set.intersection(*(set(quota.per_minute) for quota in pools.values())):
+            whole = sum(quota.rate_of(resource, quota.per_minute[resource]) for quota in pools.values())
+            taken = self.interactive_jobs if resource is Resource.REQUESTS else self.interactive_tokens
+            left[resource] = max(whole * LEAST_SHARE, whole - taken)
+        return left
 
     @property
     def calls_at_a_time(self) -> int:

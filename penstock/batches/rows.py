@@ -109,6 +109,11 @@ HELD_UP = text("""
 PAGE = text("""
     SELECT batch_number, id FROM jobs WHERE batch_id = :id AND batch_number > :after ORDER BY batch_number LIMIT :most
 """)
+TEXTS = text("""
+    SELECT batch_number, payloads.document, results.text FROM jobs
+    JOIN payloads ON payloads.job_id = jobs.id JOIN results ON results.job_id = jobs.id
+    WHERE batch_id = :id AND batch_number > :after AND document IS NOT NULL ORDER BY batch_number LIMIT :most
+""")
 ERRORS = text("""
     SELECT number, reason FROM batch_errors WHERE batch_id = :id AND number > :after ORDER BY number LIMIT :most
 """)
@@ -123,6 +128,11 @@ HISTORY = text("""
             ORDER BY intended_at DESC LIMIT 20000) AS latest
         WHERE prompt_id = :prompt AND tier = :tier AND outcome = 'answered' AND reason IS NULL LIMIT 2000
     ) AS answers
+""")
+
+INTERACTIVE = text("""
+    SELECT count(*) / 3600.0::float8 AS jobs, (coalesce(sum(estimated_tokens), 0) / 3600.0)::float8 AS tokens FROM jobs
+    WHERE created_at > now() - interval '1 hour' AND lane = 'interactive' AND tier = :tier
 """)
 
 UNANNOUNCED = text("""
@@ -280,6 +290,12 @@ def page(connection: Connection, batch_id: UUID, *, after: int, most: int) -> di
     return {row.batch_number: row.id for row in connection.execute(PAGE, _page(batch_id, after, most))}
 
 
+def texts(connection: Connection, batch_id: UUID, *, after: int, most: int) -> dict[int, tuple[str, str]]:
+    """Give documents and results behind an item's number, by number: those of which both are still kept."""
+    found = connection.execute(TEXTS, _page(batch_id, after, most))
+    return {row.batch_number: (row.document, row.text) for row in found}
+
+
 def errors(connection: Connection, batch_id: UUID, *, after: int, most: int) -> list[BadItem]:
     """Give the refused items behind a number, in the order of the input."""
     return [BadItem(row.number, row.reason) for row in connection.execute(ERRORS, _page(batch_id, after, most))]
@@ -289,6 +305,12 @@ def history(connection: Connection, tenant: str, prompt: str, tier: str) -> Hist
     """Say what the latest calls of a tenant with a prompt, whatever its version, came to in a tier."""
     row = connection.execute(HISTORY, {"tenant": tenant, "prompt": prompt, "tier": tier}).one()
     return History(row.calls, row.mean_tokens, row.deviation, row.latency_s)
+
+
+def interactive_load(connection: Connection, tier: str) -> tuple[float, float]:
+    """Say how many interactive jobs, and of how many tokens, came to a tier each second of the last hour."""
+    row = connection.execute(INTERACTIVE, {"tier": tier}).one()
+    return row.jobs, row.tokens
 
 
 def take_unannounced(connection: Connection, *, most: int = 100) -> list[tuple[Batch, str]]:

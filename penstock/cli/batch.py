@@ -338,6 +338,27 @@ def cancel(client: Any, *, name: str, tenant: str) -> None:
     click.echo(f"{name} is cancelled")
 
 
+@batch.command("report")
+@click.argument("name")
+@of_tenant
+@click.option("--against", metavar="NAME", help="Another batch of the tenant: what moved since then.")
+@as_json
+@with_client
+def report(client: Any, *, name: str, tenant: str, against: str | None, as_json: bool) -> None:
+    """Say what the results are like, without a model, and what moved since another batch.
+
+    Looks at results whose documents are still kept. A measure that moved by more than chance is flagged.
+
+    \b
+    penstock batch report night-8 --tenant acme --against night-7
+    """  # noqa: D301 - click reads the backspace
+    from penstock.quality import compare
+
+    after = [quality for _, quality in client.batch_quality(tenant, name)]
+    before = [quality for _, quality in client.batch_quality(tenant, against)] if against else []
+    display.print_quality(name, after, against, before, compare(before, after) if against else [], as_json=as_json)
+
+
 @batch.command("export")
 @click.argument("name")
 @of_tenant

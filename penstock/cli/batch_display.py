@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from statistics import fmean, median
 from typing import Any
 
 import click
@@ -15,6 +16,10 @@ from penstock.cli.amounts import print_table
 from penstock.schemas import JobState, dollars
 
 BAR_WIDTH = 30
+MEASURES = (
+    *("words", "ratio", "coverage", "verbatim_share"),
+    *("is_empty", "is_poorly_covered", "has_unsupported_numbers", "is_refusal", "is_truncated"),
+)
 SHOWN = (JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED, JobState.RUNNING, JobState.RETRYING, JobState.PAUSED)
 
 
@@ -116,6 +121,49 @@ def print_batches(progresses: Sequence[Any], *, as_json: bool) -> None:
     ]
     columns = ("tenant", "name", "state", "begun", "ended", "jobs", "without result", "cost")
     print_table(columns, rows, title="batches", words=4)
+
+
+def print_quality(
+    name: str, after: Sequence[Any], against: str | None, before: Sequence[Any], moved: Sequence[Any], *, as_json: bool
+) -> None:
+    """Print what results are like: the median of each quantity, the share of each fault, and what moved."""
+    flagged = {each.name: each for each in moved}
+    if as_json:
+        record = {
+            "name": name,
+            "results": len(after),
+            "against": against,
+            "measures": {measure: typical(measure, after) for measure in MEASURES},
+            "before": {measure: typical(measure, before) for measure in MEASURES} if against else None,
+            "moved": [vars(each) for each in moved],
+        }
+        click.echo(json.dumps(record))
+        return
+    rows = [
+        (
+            measure.replace("_", " "),
+            *((_figure(measure, typical(measure, before)),) if against else ()),
+            _figure(measure, typical(measure, after)),
+            "moved" if measure in flagged else "",
+        )
+        for measure in MEASURES
+    ]
+    columns = ("", *((against,) if against else ()), name, "")
+    print_table(columns, rows, title=f"{len(after):,} results", words=1)
+
+
+def typical(measure: str, qualities: Sequence[Any]) -> float | None:
+    """Give the median of a quantity where it is known, or the share of results that have a fault."""
+    known = [value for each in qualities if (value := getattr(each, measure)) is not None]
+    if not known:
+        return None
+    return fmean(known) if measure.startswith(("is_", "has_")) else median(known)
+
+
+def _figure(measure: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if measure.startswith(("is_", "has_")) else f"{value:,.3g}"
 
 
 def _goes_on(progress: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -28,6 +28,9 @@ from penstock.providers.base import Deployment
 from penstock.schemas import Job, JobState, NanoDollars
 from penstock.settings import Settings
 from penstock.tenants import Tenants
+
+if TYPE_CHECKING:
+    from penstock.quality import Quality
 
 __all__ = ["BatchError", "BatchRequest", "Batches"]
 
@@ -71,12 +74,13 @@ class Batches:
         with self._engine.connect() as connection:
             tenant, prompt = check_name("tenant", request.tenant), given.prompt
             history = rows.history(connection, tenant, prompt.reference.id, tier.name)
+            others = rows.interactive_load(connection, tier.name)
         return forecast(
             given.sample(count or count_bytes),
             history,
             prices.price_on(deployments[0].name, datetime.now(UTC).date()),
             min(prompt.max_tokens, deployments[0].max_output_tokens),
-            Capacity([deployment.quota for deployment in deployments], tier.concurrency * tier.processes),
+            Capacity([deployment.quota for deployment in deployments], tier.concurrency * tier.processes, *others),
         )
 
     def deployments_of(self, request: BatchRequest) -> tuple[Deployment, ...]:
@@ -184,6 +188,23 @@ class Batches:
         for number, job in self._jobs(batch):
             if job.state in {JobState.DEAD, JobState.CANCELLED}:
                 yield BatchError(number, f"{job.reason or job.state}: {job.detail or ''}".rstrip(": "), job.id)
+
+    def batch_quality(self, tenant: str, name: str) -> "Iterator[tuple[int, Quality]]":
+        """Say of each result what can be told of it without a model, with the number of its item.
+
+        Only of documents whose text is still kept, beside the result.
+        """
+        from penstock.quality import check
+
+        batch = self.find_batch(tenant, name)
+        after = 0
+        while True:
+            with self._engine.connect() as connection:
+                page = rows.texts(connection, batch.id, after=after, most=JOBS_A_PAGE)
+            if not page:
+                return
+            yield from ((number, check(document, result)) for number, (document, result) in page.items())
+            after = max(page)
 
     def _jobs(self, batch: Batch) -> Iterator[tuple[int, Job]]:
         after = 0

@@ -19,7 +19,6 @@ from penstock.jobs.execution import ClaimedJob, Ending, finish
 from penstock.jobs.parcel import Parcel, ParcelState, Request, Sent, Wish
 from penstock.schemas import Lane, OnUnavailable, PromptReference
 
-
 ELIGIBLE = """state IN ('paused', 'queued') AND lane = 'batch' AND due_at <= now()
     AND NOT EXISTS (SELECT 1 FROM provider_requests AS had WHERE had.job_id = jobs.id)"""
 

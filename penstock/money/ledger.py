@@ -125,7 +125,7 @@ INTEND = text(f"""
             SELECT 1 FROM jobs WHERE id = given.job_id AND jobs.fence = given.fence AND jobs.state = 'running')
         AND NOT EXISTS (
             SELECT 1 FROM ledger AS other WHERE other.tenant = given.tenant AND other.tier = given.tier
-                AND other.request_digest = given.request_digest AND other.state = 'intent')
+                AND other.request_digest = given.request_digest AND other.settled_at IS NULL)
         AND NOT EXISTS (
             SELECT 1 FROM answers WHERE answers.tenant = given.tenant
                 AND answers.request_digest = given.request_digest AND answers.model = ANY(given.models))

@@ -38,7 +38,7 @@ RECALL = text("""
         SELECT call_id, NOT EXISTS (SELECT 1 FROM jobs
             WHERE jobs.id = job_id AND jobs.fence = ledger.fence AND jobs.state = 'running') AS is_lost
         FROM ledger
-        WHERE ledger.state = 'intent' AND ledger.tenant = given.tenant AND ledger.tier = given.tier
+        WHERE ledger.tenant = given.tenant AND ledger.tier = given.tier AND ledger.settled_at IS NULL
             AND ledger.request_digest = given.request_digest AND given.models <> '{}'
         LIMIT 1
     ) AS asking ON known.call_id IS NULL

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.batches.forecast import BATCH_SHARE, PLACES, Capacity, Forecast, History, Interval, Sample, forecast
+from penstock.batches.forecast import LEAST_SHARE, PLACES, Capacity, Forecast, History, Interval, Sample, forecast
 from penstock.money.prices import Price
 from penstock.providers.quota import Quota
 from penstock.schemas import Usage
@@ -68,12 +68,15 @@ def test_without_earlier_calls_an_answer_may_be_anything_that_the_prompt_allows(
 @pytest.mark.parametrize(
     ("prompt", "capacity", "limited_by", "seconds"),
     [
-        (10, CAPACITY, "requests", 1000 / (10 * BATCH_SHARE)),
-        (6000, CAPACITY, "tokens", 1000 * 6000 / (10_000 * BATCH_SHARE)),
+        (10, CAPACITY, "requests", 1000 / 10),
+        (6000, CAPACITY, "tokens", 1000 * 6000 / 10_000),
         (10, Capacity([QUOTA], places=5), PLACES, 1000 * 1.0 / 5),
         (10, Capacity([None], places=50), PLACES, 1000 * 1.0 / 50),
-        (10, Capacity([QUOTA, QUOTA.model_copy(update={"name": "r"})], places=1000), "requests", 1000 / 16),
-        (10, Capacity([QUOTA, QUOTA], places=1000), "requests", 1000 / 8),
+        (10, Capacity([QUOTA, QUOTA.model_copy(update={"name": "r"})], places=1000), "requests", 1000 / 20),
+        (10, Capacity([QUOTA], 1000, interactive_jobs=6), "requests", 1000 / 4),
+        (10, Capacity([QUOTA], 1000, interactive_jobs=99), "requests", 1000 / (10 * LEAST_SHARE)),
+        (6000, Capacity([QUOTA], 1000, interactive_tokens=4_000), "tokens", 1000 * 6000 / 6_000),
+        (10, Capacity([QUOTA, QUOTA], places=1000), "requests", 1000 / 10),
     ],
 )
 def test_what_takes_longest_limits_it(prompt: int, capacity: Capacity, limited_by: str, seconds: float) -> None:

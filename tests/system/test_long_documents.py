@@ -13,7 +13,7 @@ from sqlalchemy import text
 from bench.chaos.places import WINDOW, write_simulator
 from penstock.client import Client
 from penstock.failpoints import Failpoint
-from penstock.long_documents import LANES
+from penstock.long_documents import AT_ONCE
 from penstock.providers.simulator.config import load_config
 from penstock.providers.simulator.server import running
 from tests.conftest import ROOT
@@ -85,7 +85,7 @@ def test_no_part_is_bought_twice_and_every_cited_section_is_in_the_text(rig: Rig
     lost = [call for call in calls if call.state == "unknown"]
     assert all(call.is_kept for call in paid)
     assert len({(call.job_id, call.request_digest) for call in paid}) == len(paid) == kept(rig)
-    assert 0 < len(lost) <= 2 * LANES * len(jobs)
+    assert 0 < len(lost) <= 2 * AT_ONCE * len(jobs)
     assert len(paid) + len(lost) == len(calls)
     assert set(rig.invoice(TIER)) <= {call.call_id for call in calls}
     assert {call.call_id for call in paid} <= set(rig.invoice(TIER))

@@ -54,19 +54,17 @@ def test_a_batch_that_begins_while_the_thread_runs_is_answered(night: Night) -> 
 
 def test_a_fault_ends_neither_the_thread_nor_the_parcel(night: Night) -> None:
     night.begin(2)
-    night.work(1)
-    night.execute("ALTER TABLE provider_requests RENAME TO away")
+    night.execute("ALTER TABLE attempts RENAME TO away")
     try:
         with working(night):
             gives_up_at = time.monotonic() + PATIENCE_S
-            turns = "SELECT turn FROM provider_batches"
-            while night.rooms.row(turns).turn < 4:
+            while night.count("SELECT 'turn', coalesce(max(turn), 0) FROM provider_batches")["turn"] < 3:
                 assert time.monotonic() < gives_up_at
                 time.sleep(0.01)
-            night.execute("ALTER TABLE away RENAME TO provider_requests")
+            night.execute("ALTER TABLE away RENAME TO attempts")
             wait_for(night, {"succeeded": 2})
     finally:
-        night.execute("ALTER TABLE IF EXISTS away RENAME TO provider_requests")
+        night.execute("ALTER TABLE IF EXISTS away RENAME TO attempts")
     night.assert_paid_once()
 
 

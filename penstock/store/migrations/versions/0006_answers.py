@@ -9,7 +9,7 @@ down_revision = "0005"
 phase = "expand"
 indexes = {"answers_by_question": "answers (tenant, request_digest)"}
 unique_indexes = {
-    "ledger_in_flight": "ledger (tenant, request_digest, tier) WHERE state = 'intent' AND request_digest IS NOT NULL"
+    "ledger_in_flight": "ledger (tenant, request_digest, tier) WHERE settled_at IS NULL AND request_digest IS NOT NULL"
 }
 
 
