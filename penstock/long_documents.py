@@ -122,8 +122,8 @@ def _together(group: Sequence[Partial], answers: Mapping[str, Completion]) -> Pa
 async def _ask(house: House, requests: Sequence[CompletionRequest]) -> dict[str, Completion]:
     """Answer requests, AT_ONCE of them, and give the answers by what each was about; what is equal is asked once.
 
-    Where one is not admitted, there are fewer at once from then on, and it comes next. A failure that may pass keeps none of the others from
-    being paid and kept; one that will not keeps those from being made that are not under way.
+    Where one is not admitted, there are fewer at once from then on, and it comes next. A failure that may pass keeps
+    none of the others from being paid and kept; one that will not keeps those from being made that are not under way.
     """
     wanted = {_subject(request): request for request in requests}
     waiting = deque(wanted)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -226,12 +227,14 @@ class TestWhatWaits:
 
     def test_it_goes_on_part_by_part_as_its_quota_allows(self, gated: AdmissionRooms) -> None:
         job_id = gated.submit(**LONG, tier="metered")
+
+        async def ten_seconds_on(turn: int, house: House) -> Report:
+            return await run(at(narrow(house), START_MS + turn * 10_000), job_id)
+
         seen = []
         for turn in range(CALLS):
             gated.release(job_id)
-            now_ms = START_MS + turn * 10_000
-            report = gated.with_house(lambda house, now_ms=now_ms: run(at(narrow(house), now_ms), job_id))
-            seen.append(report.outcome)
+            seen.append(gated.with_house(partial(ten_seconds_on, turn)).outcome)
             assert gated.calls() == turn + 1
         assert seen == [Outcome.DEFERRED] * (CALLS - 1) + [Outcome.SUCCEEDED]
         assert (states(gated, job_id), gated.job(job_id).attempts) == (["settled"] * CALLS, 1)

@@ -22,7 +22,7 @@ ANSWER = '{"category":"rule","confidence":0.9,"rationale":"It amends 14 CFR."}'
 
 def test_the_shipped_prompts_are_as_locked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--root", str(ROOT / "prompts"), "--lock", str(ROOT / "prompts.lock")]) == 0
-    assert capsys.readouterr().out == "6 prompt versions are as locked\n"
+    assert capsys.readouterr().out == "7 prompt versions are as locked\n"
 
 
 def test_the_shipped_prompts_are_these() -> None:

@@ -1,5 +1,6 @@
 """An instruction that means the same gets the answer that was paid for, and no other does. Over HTTP."""
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from penstock.attempt import Report, run
+from penstock.house import House
 from penstock.jobs import retention
 from penstock.jobs.execution import Outcome
 from penstock.money.budgets import Budget, Period, Unit, set_budget
@@ -78,7 +81,7 @@ def received(rooms: Rooms) -> dict[str, int]:
 
 
 def kept(rooms: Rooms) -> int:
-    return int(rooms.row("SELECT count(*) FROM similar_questions").count)
+    return int(rooms.row("SELECT count(*) AS found FROM similar_questions").found)
 
 
 def counts(rooms: Rooms) -> list[Count]:
@@ -161,8 +164,8 @@ def test_in_shadow_mode_a_model_answers_and_the_answers_are_compared(tier: Rooms
     assert found["given"] is False
     assert received(tier)["sim-small"] == 2
     assert counts(tier) == [Count("globex", given=0, would_be=1, judged=1, different=0)]
-    rows_with_text = tier.row("SELECT count(*) FROM similar_answers AS row WHERE row::text ILIKE '%denver%'")
-    assert rows_with_text.count == 0
+    rows_with_text = tier.row("SELECT count(*) AS found FROM similar_answers AS row WHERE row::text ILIKE '%denver%'")
+    assert rows_with_text.found == 0
 
 
 def test_answers_that_are_unlike_are_counted_as_different(tier: Rooms) -> None:
@@ -195,7 +198,7 @@ def test_without_an_embedding_a_model_answers_as_if_there_were_no_tier(tier: Roo
     assert kept(tier) == 0
     total = tier.row("SELECT sum(nanodollars)::bigint AS total FROM ledger").total
     assert total >= tier.invoice()
-    assert tier.row("SELECT count(*) FROM ledger WHERE state = 'intent'").count == 0
+    assert tier.row("SELECT count(*) AS found FROM ledger WHERE state = 'intent'").found == 0
 
 
 def test_a_retry_does_not_pay_for_the_embedding_again(tier: Rooms) -> None:
@@ -206,6 +209,19 @@ def test_a_retry_does_not_pay_for_the_embedding_again(tier: Rooms) -> None:
     assert tier.attempt(job_id).outcome is Outcome.SUCCEEDED
     assert received(tier) == {"sim-embedding": 1, "sim-small": 2}
     assert kept(tier) == 1
+
+
+def test_jobs_that_ask_at_the_same_moment_pay_for_one_embedding(tier: Rooms) -> None:
+    fields = {"prompt": "follow_instruction", "variables": {"instruction": INSTRUCTION}, "fresh": False}
+    jobs = [tier.submit(**fields, document=f"{DOCUMENT} Annex {number}.") for number in range(5)]
+
+    async def all_of_them(house: House) -> list[Report]:
+        return await asyncio.gather(*(run(house, job_id) for job_id in jobs))
+
+    assert {report.outcome for report in tier.with_house(all_of_them)} == {Outcome.SUCCEEDED}
+    assert received(tier) == {"sim-embedding": 1, "sim-small": 5}
+    assert kept(tier) >= 1
+    paid(tier)
 
 
 def test_a_budget_that_is_used_up_pays_for_no_embedding(tier: Rooms) -> None:

@@ -30,15 +30,18 @@ UNANSWERED = "the provider's batch ended without its answer"
 
 async def settle(desk: Desk, parcel: Parcel) -> None:
     """Read what the provider answered, then hand over what it did not."""
-    try:
-        for file_id in (parcel.output_file, parcel.error_file):
-            if file_id is not None:
+    trouble: ProviderError | None = None
+    for file_id in (parcel.output_file, parcel.error_file):
+        if file_id is not None:
+            try:
                 await _read(desk, parcel, desk.deployment(parcel), file_id)
-    except ProviderError as error:
+            except ProviderError as error:
+                trouble = error
+    if trouble is not None:
         if parcel.over_at is not None and parcel.now < parcel.over_at + timedelta(seconds=desk.terms.files_s):
-            await desk.postpone(parcel, error)
+            await desk.postpone(parcel, trouble)
             return
-        telemetry.emit("parcel.refused", parcel=str(parcel.id), reason=error.reason, detail=error.detail)
+        telemetry.emit("parcel.refused", parcel=str(parcel.id), reason=trouble.reason, detail=trouble.detail)
     await _hand_over(desk, parcel)
     await desk.keep(parcel, state=ParcelState.SETTLED)
     reach(Failpoint.PARCEL_SETTLED)

@@ -132,7 +132,7 @@ class BatchProvider(Protocol):
         ...
 
     def results(self, deployment: Deployment, file_id: str) -> AsyncGenerator[BatchResult, None]:
-        """Read an output or error file line by line; lines that name no call of ours are left out."""
+        """Read an output or error file line by line; raise ProviderError at the end if lines were no results."""
         ...
 
     async def forget(self, deployment: Deployment, file_id: str) -> None:

@@ -22,7 +22,7 @@ import json
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, BinaryIO, TypeVar, cast
@@ -229,11 +229,18 @@ def _read_batch(batch: Any) -> ProviderBatch:
 
 
 def _read_results(content: BinaryIO, deployment: Deployment, clock: Clock) -> Iterator[BatchResult]:
+    """Give the results that can be read; raise ProviderError at the end of a file with lines that are none."""
+    unreadable = 0
     for raw in content:
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
+        try:
             line = json.loads(raw)
             call_id = UUID(line["custom_id"])
+        except (ValueError, KeyError, TypeError):
+            unreadable += bool(raw.strip())
+        else:
             yield BatchResult(call_id, _outcome(line, deployment, clock))
+    if unreadable:
+        raise ProviderError(Reason.MALFORMED_ANSWER, f"{unreadable} lines are no results", status=HTTPStatus.OK)
 
 
 def _outcome(line: dict[str, Any], deployment: Deployment, clock: Clock) -> ModelAnswer | ProviderError:

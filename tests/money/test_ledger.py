@@ -31,6 +31,7 @@ from penstock.schemas import Usage
 from tests.jobs import rows
 from tests.jobs.rows import UPPER_BOUND, intent
 
+USED = Usage(input_tokens=100, cached_input_tokens=20, output_tokens=30)
 NOT_WRITTEN = {"bound", "least_max_tokens", "models"}
 
 
@@ -39,7 +40,7 @@ def truth(call_id: UUID, nanodollars: int = 400, answer: str | None = "An answer
         call_id,
         CallOutcome.ANSWERED,
         nanodollars,
-        Usage(input_tokens=100, cached_input_tokens=20, output_tokens=30),
+        USED,
         request_digest="q" * 64,
         model_served="sim-small-1",
         finish_reason="stop",
@@ -174,7 +175,7 @@ def test_a_settlement_states_the_truth_and_keeps_the_answer(engine: Engine) -> N
     assert (entry["model_served"], entry["reason"]) == ("sim-small-1", None)
     assert entry["settled_at"] is not None
     assert recall(engine, (job.id, "q" * 64)) == [
-        JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "An answer.")
+        JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "An answer.", usage=USED)
     ]
     assert totals(engine) == LedgerTotals(1, 400, 120, 30, open=0)
     with engine.begin() as connection:
@@ -255,7 +256,9 @@ def test_of_two_truths_in_one_batch_the_first_counts_with_its_own_answer(engine:
     job, call_id = open_call(engine)
     settle(engine, truth(call_id, 400, "first"), truth(call_id, 500, "second"))
     assert totals(engine).nanodollars == 400
-    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "first")]
+    assert recall(engine, (job.id, "q" * 64)) == [
+        JournaledAnswer(call_id, "sim-small", "sim-small-1", "stop", "first", usage=USED)
+    ]
 
 
 def test_a_settlement_of_a_call_that_was_never_intended_changes_nothing(engine: Engine) -> None:
@@ -298,7 +301,9 @@ def test_the_first_answer_to_a_question_stays_and_both_calls_are_paid(engine: En
     intend(engine, second)
     settle(engine, truth(first, 400, "first"))
     settle(engine, truth(second.call_id, 300, "second"))
-    assert recall(engine, (job.id, "q" * 64)) == [JournaledAnswer(first, "sim-small", "sim-small-1", "stop", "first")]
+    assert recall(engine, (job.id, "q" * 64)) == [
+        JournaledAnswer(first, "sim-small", "sim-small-1", "stop", "first", usage=USED)
+    ]
     assert totals(engine).nanodollars == 700
 
 

@@ -86,6 +86,7 @@ def test_a_file_of_results_that_cannot_be_read_is_read_again(night: Night) -> No
     night.terms = replace(night.terms, files_s=LONG_S)
     night.rooms.fault("server_error", model="files.content", count=2)
     night.rooms.fault("cut", model="files.content")
+    night.rooms.fault("html", model="files.content")
     night.begin(2)
     night.work()
     assert night.states() == {"succeeded": 2}
