@@ -160,9 +160,12 @@ class TestFresh:
         ids = client.submit_many({"tenant": "acme", "document": DOCUMENT, "fresh": n > 0} for n in range(count + 1))
         assert [rooms.job(job_id).is_fresh for job_id in ids] == [False] + [True] * count
 
-    def test_under_a_key_it_is_another_request_and_without_it_the_same_as_ever(self, rooms: Rooms) -> None:
+    @pytest.mark.parametrize("project", ["", "north"])
+    def test_under_a_key_it_is_another_request_and_without_it_the_same_as_ever(
+        self, rooms: Rooms, project: str
+    ) -> None:
         intake = Intake.load(rooms.settings, SystemClock())
-        fields = {"tenant": "acme", "prompt": "summarise_document", "document": DOCUMENT}
+        fields = {"tenant": "acme", "prompt": "summarise_document", "document": DOCUMENT, "project": project}
         plain, told, fresh = (
             intake.accept(uuid4(), fields | more).content_digest for more in ({}, {"fresh": False}, {"fresh": True})
         )

@@ -305,7 +305,7 @@ def test_since_takes_minutes_hours_days_and_times(penstock: Penstock, client: Cl
 
 
 def test_check_and_migrate_say_that_all_is_well(penstock: Penstock) -> None:
-    assert penstock("check").out == "3 tiers, 3 deployments, 6 prompt versions: all of it holds together\n"
+    assert penstock("check").out == "3 tiers, 4 deployments, 7 prompt versions: all of it holds together\n"
     assert penstock("migrate") == Ran(0, "the schema is up to date\n", "")
     assert penstock("migrate", "--contract") == Ran(0, "the schema is up to date\n", "")
 

@@ -82,9 +82,11 @@ CANDIDATES = text(f"""
     ORDER BY batch_number LIMIT :most
 """)  # noqa: S608 - constants
 
+# Its accounts are waited for afterwards, by the intent: who holds those, and settles a call, must not wait for a job.
 TAKE = text(f"""
     WITH chosen AS (
-        SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND jobs.{ELIGIBLE} ORDER BY id FOR UPDATE SKIP LOCKED
+        SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND jobs.{ELIGIBLE}
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE jobs SET state = 'running', fence = fence + 1, attempts = attempts + 1, worker = :worker
         FROM chosen WHERE jobs.id = chosen.id
@@ -161,7 +163,7 @@ RESUME = text("""
     ), waiting AS (
         SELECT jobs.id FROM jobs JOIN given ON jobs.id = given.job_id AND jobs.fence = given.fence
         JOIN provider_requests AS request ON request.job_id = jobs.id AND request.is_open
-        WHERE jobs.state = 'paused' ORDER BY jobs.id FOR UPDATE OF jobs
+        WHERE jobs.state = 'paused' ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
     )
     UPDATE jobs SET state = 'running' FROM waiting WHERE jobs.id = waiting.id
 """)

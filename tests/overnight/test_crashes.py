@@ -124,12 +124,7 @@ def test_who_has_lost_the_turn_sends_and_writes_nothing(night: Night) -> None:
     night.work(3)
     assert night.parcels() == {"uploaded": 1}
 
-    async def both(desk: Desk) -> None:
-        overtaken = Overtaken(desk)
-        await take(replace(desk, files=overtaken), 1)
-        await take(desk, MANY_STEPS)
-
-    night.at_desk(both)
+    night.at_desk(lambda desk: take(replace(desk, files=Overtaken(desk)), 1))
     assert_all_is_well(night)
     assert len(night.provider_batches()) == 1
 

@@ -51,6 +51,22 @@ def test_while_the_provider_has_them_jobs_wait_and_their_calls_are_held(night: N
     assert {sums.held_nanodollars for sums in assert_balanced(night.rooms.engine).values()} == {bound}
 
 
+def test_jobs_wait_for_a_file_while_their_batch_runs_and_go_live_with_it_afterwards(night: Night) -> None:
+    night.rooms.fault("batch_expires", share=0.5)
+    batch_id = night.begin(2)
+    night.follow(batch_id)
+    assert night.states() == {"paused": 2}
+    night.work()
+    assert night.states() == {"succeeded": 1, "queued": 1}
+    night.execute("UPDATE batches SET state = 'paused'")
+    night.follow(batch_id)
+    assert night.states() == {"succeeded": 1, "paused": 1}
+    night.work()
+    night.execute("UPDATE batches SET state = 'running'")
+    night.follow(batch_id)
+    assert night.states() == {"succeeded": 1, "queued": 1}
+
+
 def test_nobody_is_sent_to_a_provider_who_did_not_wish_it(night: Night) -> None:
     batch_id = night.begin(2)
     night.execute("UPDATE batches SET by_provider = false")
@@ -206,12 +222,13 @@ def test_an_answer_to_a_job_that_was_cancelled_meanwhile_is_paid_and_not_deliver
     night.assert_paid_once()
 
 
-def test_a_late_end_changes_nothing_in_a_later_run(night: Night) -> None:
+@pytest.mark.parametrize("state", ["running", "paused", "queued"])
+def test_a_late_end_changes_nothing_in_a_later_run(night: Night, state: str) -> None:
     night.pace(1)
     night.begin(1)
     night.work(4)
-    night.execute("UPDATE jobs SET state = 'running', fence = fence + 1, worker = 'w1'")
+    night.execute("UPDATE jobs SET state = :state, fence = fence + 1, worker = 'w1'", state=state)
     night.work()
-    assert night.states() == {"running": 1}
+    assert night.states() == {state: 1}
     assert night.rooms.row("SELECT count(*) AS it FROM results").it == 0
     night.assert_paid_once()

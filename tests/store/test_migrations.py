@@ -145,6 +145,7 @@ def test_rows_of_the_second_version_come_through_with_the_defaults(database: Eng
     assert after == {
         table: [row | OF_0003.get(table, {}) for row in before.get(table, [])] for table in OF_0003 | before
     }
+    move("0008")
     with database.begin() as connection:
         job = queries.get(connection, [job_id])[job_id]
     assert (job.state, job.result, job.project) == (JobState.SUCCEEDED, "A tale.", "")
@@ -182,6 +183,7 @@ def test_what_closed_calls_came_to_is_spent_by_tenant_day_and_month_in_utc(datab
         ("globex", "", "day", date(2026, 2, 1), 50, 0, 100, 0),
         ("globex", "", "month", date(2026, 2, 1), 50, 0, 100, 0),
     ]
+    move("0008")
     assert_balanced(database)
 
 

@@ -80,6 +80,8 @@ def downgrade() -> None:
 def narrowing(sql: str) -> list[str]:
     """Say by what a text takes something from older code."""
     words = " ".join(COMMENT.sub(" ", sql).split()).replace("( ", "(")
+    for table in re.findall(r"CREATE TABLE (\w+)", words):  # a table that older code does not know
+        words = re.sub(rf"CREATE UNIQUE INDEX \w+ ON {table}\b", "", words)
     return [why for why, pattern in NARROWS.items() if re.search(rf"\b(?:{pattern})\b", words, re.IGNORECASE)]
 
 
@@ -224,10 +226,10 @@ def test_what_expands_behind_one_that_contracts_waits_with_it(
     assert migrate(database) == [*WAITING, "0097", "0098"]
     assert version(database) == EXPANDED
     bring_to(database, NEWEST)
-    assert migrate(database) == ["0008"]
+    assert migrate(database) == ["0098"]
     assert (version(database), "t0097" in contents(database)) == ("0097", True)
     assert migrate(database, contract=True) == []
-    assert version(database) == "0008"
+    assert version(database) == "0098"
 
 
 @contextmanager

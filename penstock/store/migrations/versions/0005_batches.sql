@@ -48,7 +48,6 @@ ALTER TABLE jobs
     DROP CONSTRAINT jobs_state_check;
 
 COMMENT ON COLUMN jobs.batch_number IS 'which item of its batch''s input it is, from 1';
-COMMENT ON COLUMN jobs.state IS 'paused: it waits for its batch, which is paused or has not begun';
 
 ALTER TABLE ledger ADD COLUMN batch_id uuid;
 

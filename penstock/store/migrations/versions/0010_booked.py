@@ -22,8 +22,10 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Trust the constraints no longer; what was booked is the truth in either version."""
-    for name, rule in (
-        ("ledger_upper_bound_tokens_check", "upper_bound_tokens >= 0"),
-        ("ledger_outcome_check", "outcome IN ('not_sent', 'refused', 'answered', 'unknown')"),
+    for table, name, rule in (
+        ("ledger", "ledger_upper_bound_tokens_check", "upper_bound_tokens >= 0"),
+        ("ledger", "ledger_outcome_check", "outcome IN ('not_sent', 'refused', 'answered', 'unknown')"),
+        ("jobs", "jobs_state_check", "state IN ('paused', 'queued', 'released', 'running', 'retrying', 'succeeded',"
+         " 'dead', 'cancelled')"),
     ):
-        op.execute(f"ALTER TABLE ledger DROP CONSTRAINT {name}, ADD CONSTRAINT {name} CHECK ({rule}) NOT VALID")
+        op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} CHECK ({rule}) NOT VALID")
