@@ -17,8 +17,8 @@ from penstock.similarity.guards import canonical
 
 PAIRS = Path(__file__).parents[1] / "data" / "instruction_pairs.jsonl"
 WIDE = 0.20
-KNOWN_NEAR = ("The new movie is awesome", "The new movie is so great", 0.1061)
-"""A pair whose distance the model's own documentation gives: it shows that the arithmetic is the model's."""
+EXAMPLE = ("The new movie is awesome", "The new movie is so great")
+"""An example of sentence-transformers, so that the arithmetic can be held against another implementation."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def main() -> int:
     fetch()
     embedders = {"minilm": minilm(), "wordllama": wordllama()}
     report = Report("similar", "numpy", "tokenizers")
-    report.add("minilm.known_distance", round(distance(embedders["minilm"], *KNOWN_NEAR[:2]), 4), "cosine distance")
+    report.add("minilm.example_distance", round(distance(embedders["minilm"], *EXAMPLE), 4), "cosine distance")
     for name, embedder in embedders.items():
         add(report, name, [Judged(pair, distance(embedder, pair.a, pair.b), refusal(pair.a, pair.b)) for pair in pairs])
     describe(report, pairs)

@@ -72,7 +72,11 @@ def _is_limit(name: str, limit: str) -> bool:
 
 @dataclass(frozen=True)
 class NewBatch:
-    """A batch as it is asked for, everything looked up. `digest` names what each of its items is asked."""
+    """A batch as it is asked for, everything looked up. `digest` names what each of its items is asked.
+
+    It must have ended by `due_by`. `by_provider` wishes that its jobs go to the provider as files, at the price of a
+    batch there, where it has the time for that.
+    """
 
     tenant: str
     name: str
@@ -84,6 +88,8 @@ class NewBatch:
     abort_if: AbortIf = field(default_factory=AbortIf)
     max_nanodollars: NanoDollars | None = None
     starts_at: datetime | None = None
+    due_by: datetime | None = None
+    by_provider: bool = False
     callback: str | None = None
 
     @property

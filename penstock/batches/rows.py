@@ -23,9 +23,10 @@ from penstock.store.text import storable
 
 BEGIN = text("""
     INSERT INTO batches (id, tenant, name, project, prompt_id, prompt_version, prompt_digest, tier, state,
-        request_digest, forecast, abort_if, callback, starts_at)
+        request_digest, forecast, abort_if, callback, by_provider, due_by, starts_at)
     VALUES (:id, :tenant, :name, :project, :prompt_id, :prompt_version, :prompt_digest, :tier, 'running',
-        :digest, CAST(:forecast AS jsonb), CAST(:abort_if AS jsonb), :callback, coalesce(:starts_at, now()))
+        :digest, CAST(:forecast AS jsonb), CAST(:abort_if AS jsonb), :callback, :by_provider, :due_by,
+        coalesce(:starts_at, now()))
     ON CONFLICT DO NOTHING
     RETURNING id
 """)
@@ -182,6 +183,8 @@ def begin(connection: Connection, new: NewBatch) -> Batch:
         "forecast": None if new.forecast is None else json.dumps(new.forecast),
         "abort_if": json.dumps(asdict(new.abort_if)),
         "callback": new.callback,
+        "by_provider": new.by_provider,
+        "due_by": new.due_by,
         "starts_at": new.starts_at,
     }
     if connection.execute(BEGIN, values).one_or_none() is None and not connection.execute(CHANGE, values).all():

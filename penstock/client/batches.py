@@ -101,15 +101,19 @@ class Batches:
         max_cost: NanoDollars | None = None,
         abort_if: AbortIf | None = None,
         start: datetime | None = None,
+        until: datetime | None = None,
+        by_provider: bool = False,
         callback: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Batch:
         """Begin a batch and store its input, or go on where an earlier call of the same name was broken off.
 
         Its jobs run from `start` on, or at once, while the rest is read. `progress` is called with how many items are
-        stored and how many of them were refused. `callback` is the name of a Celery task, or of `task@queue`, that is
-        sent when the batch has ended. Raises InvalidRequestError where the name stands for another request or another
-        input, and BatchTakenError where somebody else stores it at this moment, or it was cancelled.
+        stored and how many of them were refused. With `by_provider` they are sent to the provider as files, at its
+        price for batches, where one can be back before `until`. `callback` is the name of a Celery task, or of
+        `task@queue`, that is sent when the batch has ended.
+
+        Raises InvalidRequestError where the name stands for another request or another input, and BatchTakenError where somebody else stores it at this moment, or it was cancelled.
         """
         given = BatchInput.open(self._intake, request, source, columns)
         new = NewBatch(
@@ -123,6 +127,8 @@ class Batches:
             abort_if=abort_if or AbortIf(),
             max_nanodollars=max_cost,
             starts_at=start,
+            due_by=until,
+            by_provider=by_provider,
             callback=callback,
         )
         with self._engine.begin() as connection:
