@@ -113,7 +113,8 @@ class Batches:
         price for batches, where one can be back before `until`. `callback` is the name of a Celery task, or of
         `task@queue`, that is sent when the batch has ended.
 
-        Raises InvalidRequestError where the name stands for another request or another input, and BatchTakenError where somebody else stores it at this moment, or it was cancelled.
+        Raises InvalidRequestError where the name stands for another request or another input, and BatchTakenError where
+        somebody else stores it at this moment, or it was cancelled.
         """
         given = BatchInput.open(self._intake, request, source, columns)
         new = NewBatch(
