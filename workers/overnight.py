@@ -5,6 +5,7 @@ LiteLLM is loaded when the first batch wishes for a file: until then the thread 
 
 import asyncio
 from contextlib import suppress
+from itertools import count
 from threading import Event, Thread
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,6 +18,8 @@ from penstock.settings import Settings
 from penstock.store.db import async_engine, is_away
 
 PASS_S = 1.0
+PASSES_A_LOOK = 10
+"""How many passes there are to one that looks through the batches for jobs that wait for a file."""
 REST_S = 60.0
 """How long to wait after a fault of ours, such as a missing key: it will be there again in a second."""
 
@@ -57,13 +60,13 @@ async def keep_working(settings: Settings, terms: Terms) -> None:
     engine = async_engine(settings.require_database_url(), connections=1)
     desk: Desk | None = None
     try:
-        while True:
+        for number in count():
             pause_s = PASS_S
             try:
                 if desk is None and await _is_wanted(engine):
                     desk = _open_desk(settings, terms)
                 if desk is not None:
-                    await steps.work(desk)
+                    await steps.work(desk, looks_for_wishes=number % PASSES_A_LOOK == 0)
             except Exception as error:  # noqa: BLE001 - a loop must not end in silence while its process goes on
                 pause_s = _tell(error)
             await asyncio.sleep(pause_s)

@@ -87,16 +87,24 @@ PARK = text("""
     UPDATE jobs SET state = 'paused' WHERE id IN (
         SELECT id FROM jobs WHERE batch_id = :id AND state IN ('queued', 'retrying') LIMIT :most FOR UPDATE SKIP LOCKED)
 """)
+# Those that wait for a file of the provider's go on when it has left them without an answer, or when none is wished for.
 UNPARK = text("""
+    WITH may_go AS (
+        SELECT jobs.id FROM provider_batches AS parcel
+        JOIN provider_requests AS handed_over ON handed_over.provider_batch_id = parcel.id AND NOT handed_over.is_open
+        JOIN jobs ON jobs.id = handed_over.job_id
+        WHERE parcel.batch_id = :id AND jobs.state = 'paused'
+        UNION ALL
+        SELECT id FROM jobs
+        WHERE batch_id = :id AND state = 'paused' AND NOT (SELECT by_provider FROM batches WHERE batches.id = :id)
+            AND NOT EXISTS (SELECT 1 FROM provider_requests AS sent WHERE sent.job_id = jobs.id)
+    )
     UPDATE jobs SET state = CASE WHEN attempts > 0 THEN 'retrying' ELSE 'queued' END,
         due_at = CASE WHEN reason = 'budget_exhausted' THEN now() ELSE due_at END,
         reason = nullif(reason, 'budget_exhausted')
     WHERE id IN (
-        SELECT id FROM jobs WHERE batch_id = :id AND state = 'paused' AND NOT EXISTS (
-                SELECT 1 FROM provider_requests AS sent WHERE sent.job_id = jobs.id AND sent.is_open)
-            AND (NOT (SELECT by_provider FROM batches WHERE batches.id = :id)
-                OR EXISTS (SELECT 1 FROM provider_requests AS had WHERE had.job_id = jobs.id))
-        ORDER BY batch_number LIMIT :most FOR UPDATE SKIP LOCKED)
+        SELECT jobs.id FROM jobs JOIN may_go USING (id)
+        ORDER BY batch_number LIMIT :most FOR UPDATE OF jobs SKIP LOCKED)
 """)
 LEFT = text("""
     SELECT id, state FROM jobs WHERE batch_id = :id AND state IN ('paused', 'queued', 'released', 'running', 'retrying')

@@ -12,6 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
+from penstock.batches import rows
+from penstock.batches.batch import Batch, Progress
 from penstock.errors import InvalidRequestError, JobNotFoundError
 from penstock.jobs import queries
 from penstock.jobs.queries import Attempt, Filter
@@ -51,6 +53,16 @@ class TenantView:
         """Give every attempt of a job, the oldest first; raise JobNotFoundError."""
         with self.reading() as connection:
             return queries.attempts(connection, found(connection, job_id).id)
+
+    def batches(self, *, most: int = 50) -> list[Batch]:
+        """List batches of the tenant, the newest first."""
+        with self.reading() as connection:
+            return rows.find_all(connection, self.tenant, most=most)
+
+    def batch_progress(self, name: str) -> Progress:
+        """Say how far a batch is and what it has cost; raise InvalidRequestError."""
+        with self.reading() as connection:
+            return rows.progress(connection, rows.find(connection, self.tenant, name))
 
     @overload
     def usage(self, by: None = None) -> list[PeriodUsage]: ...

@@ -45,6 +45,7 @@ class Parcel:
     state: ParcelState
     requests: int
     bytes: int
+    looked_to: int
     created_at: datetime
     send_by: datetime
     ends_by: datetime

@@ -62,7 +62,8 @@ TAKE_TURN = text("""
 """)
 
 KEEP = text("""
-    UPDATE provider_batches SET state = :state, requests = :requests, bytes = :bytes, round = :round,
+    UPDATE provider_batches SET state = :state, requests = :requests, bytes = :bytes,
+        looked_to = :looked_to, round = :round,
         input_file = :input_file, asked_at = :asked_at, provider_id = :provider_id, provider_state = :provider_state,
         over_at = :over_at, output_file = :output_file, error_file = :error_file, reason = :reason,
         ended_at = CASE WHEN :state = 'ended' THEN now() END,
@@ -78,7 +79,7 @@ GIVE_UP_TURN = text("""
 
 CANDIDATES = text(f"""
     SELECT jobs.*, payloads.variables, payloads.document FROM jobs JOIN payloads ON payloads.job_id = jobs.id
-    WHERE batch_id = :batch_id AND jobs.{ELIGIBLE}
+    WHERE batch_id = :batch_id AND batch_number > :looked_to AND jobs.{ELIGIBLE}
     ORDER BY batch_number LIMIT :most
 """)  # noqa: S608 - constants
 
@@ -154,7 +155,7 @@ UNANSWERED = text("""
 LEAVE_OUT = text("""
     SELECT job_id, fence, call_id, request_digest FROM provider_requests
     WHERE provider_batch_id = :parcel AND is_open AND call_id IS NOT NULL
-        AND NOT call_id = ANY(CAST(:calls AS uuid[]))
+        AND NOT EXISTS (SELECT 1 FROM unnest(CAST(:calls AS uuid[])) AS written(call) WHERE call = call_id)
 """)
 
 RESUME = text("""
@@ -168,8 +169,13 @@ RESUME = text("""
     UPDATE jobs SET state = 'running' FROM waiting WHERE jobs.id = waiting.id
 """)
 
-SHUT = text("UPDATE provider_requests SET is_open = false WHERE job_id = ANY(CAST(:jobs AS uuid[])) AND is_open")
-"""A job that was finished by somebody else, or cancelled, waits for its file no longer either."""
+# A job that was finished by somebody else, or cancelled, waits for its file no longer either.
+SHUT = text("""
+    WITH handed_over AS (
+        UPDATE provider_requests SET is_open = false WHERE job_id = ANY(CAST(:handed_over AS uuid[])) AND is_open
+    )
+    DELETE FROM provider_requests WHERE job_id = ANY(CAST(:ended AS uuid[]))
+""")
 
 
 def are_wanted(connection: Connection) -> bool:
@@ -217,10 +223,10 @@ def give_up_turn(connection: Connection, parcel: Parcel, *, delay_s: float) -> N
     connection.execute(GIVE_UP_TURN, {"id": parcel.id, "turn": parcel.turn, "delay_s": delay_s})
 
 
-def candidates(connection: Connection, parcel: Parcel, *, most: int) -> list[ClaimedJob]:
-    """Look at jobs that could go into the file, the first of the batch's input first. None of them is taken."""
-    found = connection.execute(CANDIDATES, {"batch_id": parcel.batch_id, "most": most})
-    return [_job(row, parcel, row.fence) for row in found]
+def candidates(connection: Connection, parcel: Parcel, *, most: int) -> dict[int, ClaimedJob]:
+    """Look at jobs that could go into the file, by their number, in the order of the input. None of them is taken."""
+    given = {"batch_id": parcel.batch_id, "looked_to": parcel.looked_to, "most": most}
+    return {row.batch_number: _job(row, parcel, row.fence) for row in connection.execute(CANDIDATES, given)}
 
 
 def take(connection: Connection, parcel: Parcel, job_ids: Collection[UUID]) -> dict[UUID, int]:
@@ -272,7 +278,10 @@ def end(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
     """End jobs that waited for a file, and close their requests; False where a job had ended or was cancelled."""
     connection.execute(RESUME, {"rows": _runs((ending.job_id, ending.fence) for ending in endings)})
     ended = finish(connection, endings)
-    connection.execute(SHUT, {"jobs": sorted(str(ending.job_id) for ending in endings)})
+    jobs: dict[bool, list[str]] = {True: [], False: []}
+    for ending in endings:
+        jobs[ending.outcome.state.is_terminal].append(str(ending.job_id))
+    connection.execute(SHUT, {"ended": jobs[True], "handed_over": jobs[False]})
     return ended
 
 

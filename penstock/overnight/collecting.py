@@ -88,16 +88,16 @@ def _find_deployment(desk: Desk, tier: str) -> Deployment | None:
 
 async def collect(desk: Desk, parcel: Parcel) -> None:
     """Put some more jobs into the file, or seal it where it is full or there are none."""
-    jobs: list[ClaimedJob] = []
+    jobs: dict[int, ClaimedJob] = {}
     if parcel.may_go and parcel.now < parcel.send_by:
         jobs = await desk.transact(parcels.candidates, parcel, most=JOBS_A_CHUNK)
     if jobs:
         try:
-            plan = await _plan(desk, parcel, desk.deployment(parcel), jobs)
+            plan = await _plan(desk, parcel, desk.deployment(parcel), list(jobs.values()))
         except ProviderError as error:
             await desk.refuse(parcel, error)
             return
-        parcel = await desk.transact(_fill, parcel, plan)
+        parcel = await desk.transact(_fill, replace(parcel, looked_to=max(jobs)), plan)
         reach(Failpoint.PARCEL_FILLED)
     else:
         parcel = await desk.keep(parcel, state=ParcelState.SEALED)

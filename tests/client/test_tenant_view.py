@@ -30,6 +30,8 @@ OWNERS = {
     "ledger_amounts": "call_id",
     "budgets": "tenant",
     "spending": "tenant",
+    "batches": "tenant",
+    "batch_errors": "batch_id",
 }
 """What a tenant may read, and the column that says whose a row is."""
 VIEWS = {"ledger_amounts"}
@@ -81,7 +83,8 @@ def visible(connection: Connection) -> dict[str, set[str]]:
 
 def own(owned: Owned) -> dict[str, set[str]]:
     """Give what a tenant is to see of each table."""
-    names = {"id": str(owned.job), "job_id": str(owned.job), "call_id": str(owned.call), "tenant": owned.tenant}
+    names = {"id": str(owned.job), "job_id": str(owned.job), "call_id": str(owned.call)}
+    names |= {"tenant": owned.tenant, "batch_id": str(owned.batch)}
     return {table: {names[column]} for table, column in OWNERS.items()}
 
 
@@ -150,6 +153,7 @@ def test_the_check_above_notices_a_policy_that_is_gone(
 
 HIDDEN = {
     "payloads", "answers", "tenant_shares", "workers", "alembic_version", "similar_questions", "similar_answers",
+    "provider_batches", "provider_requests",
 }  # fmt: skip
 
 
@@ -307,3 +311,12 @@ def test_usage_is_the_tenants_own_and_that_of_all_the_operators(client: Client, 
     ]
     assert {line.tenant for line in client.usage_of_all()} == {"acme", "globex"}
     assert [(line.calls, line.nanodollars) for line in client.usage_of_all("model")] == [(2, 2_470_000)]
+
+
+def test_a_tenant_sees_how_far_its_own_batches_are(engine: Engine, acme: Owned, globex: Owned) -> None:
+    view = TenantView(engine, "acme")
+    assert [batch.id for batch in view.batches()] == [acme.batch]
+    progress = view.batch_progress("night")
+    assert (progress.batch.id, progress.refused) == (acme.batch, 1)
+    with pytest.raises(InvalidRequestError, match="has no batch 'day'"):
+        view.batch_progress("day")

@@ -39,23 +39,43 @@ SPENDING = """
     SELECT :tenant, '', period, date_trunc(period, now() AT TIME ZONE 'UTC')::date, 1235000, 0, 125
     FROM (VALUES ('day'), ('month')) AS periods(period)
 """
+BATCH = """
+    INSERT INTO batches (id, tenant, name, project, prompt_id, prompt_version, prompt_digest, tier, state,
+        request_digest, abort_if)
+    VALUES (:batch, :tenant, 'night', '', 'summarise_document', '1.0.0', 'd', 'small', 'running', 'q',
+        '{"errors": null, "cost": null}')
+"""
+BATCH_ERROR = "INSERT INTO batch_errors (batch_id, number, reason) VALUES (:batch, 7, 'it is no JSON')"
 
 
 @dataclass(frozen=True)
 class Owned:
-    """What belongs to a tenant: its job, and its one call."""
+    """What belongs to a tenant: its job, its one call, and its batch."""
 
     tenant: str
     job: UUID
     call: UUID
+    batch: UUID
     marker: str
 
 
 def furnish(engine: Engine, tenant: str) -> Owned:
-    """Give a tenant a job that has ended, a call, a correction of it, a budget, and what it spent."""
-    owned = Owned(tenant, uuid4(), uuid4(), f"only {tenant} may read this")
+    """Give a tenant a job that has ended, a call, a correction of it, a budget, what it spent, and a batch."""
+    owned = Owned(tenant, uuid4(), uuid4(), uuid4(), f"only {tenant} may read this")
     with engine.begin() as connection:
-        for statement in (JOB, PAYLOAD, ATTEMPT, RESULT, CALL, ANSWER, CORRECTION, BUDGET, SPENDING):
+        for statement in (
+            JOB,
+            PAYLOAD,
+            ATTEMPT,
+            RESULT,
+            CALL,
+            ANSWER,
+            CORRECTION,
+            BUDGET,
+            SPENDING,
+            BATCH,
+            BATCH_ERROR,
+        ):
             connection.execute(text(statement), vars(owned))
     return owned
 

@@ -16,6 +16,7 @@ CREATE TABLE provider_batches (
         ('collecting', 'sealed', 'uploaded', 'sent', 'over', 'settled', 'ended')),
     requests       integer NOT NULL DEFAULT 0,
     bytes          bigint NOT NULL DEFAULT 0,
+    looked_to      bigint NOT NULL DEFAULT -1,
     created_at     timestamptz NOT NULL DEFAULT now(),
     send_by        timestamptz NOT NULL,
     ends_by        timestamptz NOT NULL,
@@ -34,13 +35,15 @@ CREATE TABLE provider_batches (
     ended_at       timestamptz
 );
 
+COMMENT ON COLUMN provider_batches.looked_to IS 'up to which item of the batch''s input its jobs were looked at';
 COMMENT ON COLUMN provider_batches.asked_at IS 'since when the provider may have a batch whose id we were not told';
 COMMENT ON COLUMN provider_batches.round IS 'which try to have the file worked off: part of the marker that the provider keeps';
 
 CREATE UNIQUE INDEX provider_batches_collecting ON provider_batches (batch_id) WHERE state = 'collecting';
 CREATE INDEX provider_batches_live ON provider_batches (due_at) WHERE state <> 'ended';
 
--- A file has a job once. While `is_open` it waits for that file; then it takes the way of live calls, or has ended.
+-- A file has a job once. While `is_open` it waits for that file; then it takes the way of live calls, or has ended, and
+-- is no longer here.
 CREATE TABLE provider_requests (
     job_id            uuid PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
     provider_batch_id uuid NOT NULL REFERENCES provider_batches,
@@ -52,5 +55,6 @@ CREATE TABLE provider_requests (
 
 COMMENT ON COLUMN provider_requests.call_id IS 'NULL: another job asks the same, or it was passed over';
 
+CREATE INDEX provider_requests_closed ON provider_requests (provider_batch_id) WHERE NOT is_open;
 CREATE INDEX provider_requests_open ON provider_requests (provider_batch_id) WHERE is_open;
 CREATE INDEX provider_requests_by_question ON provider_requests (request_digest) WHERE is_open;
