@@ -6,9 +6,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.errors import IdleInTransactionSessionTimeout
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from penstock.cli import database_trouble
 from penstock.cli.options import parse_time
@@ -114,12 +113,6 @@ def test_a_table_that_somebody_holds_is_told_to_be_held(engine: Engine) -> None:
         with pytest.raises(DBAPIError) as held:
             waiter.execute(text("SELECT * FROM budgets"))
     assert (database_trouble(held.value) or "").startswith("Postgres: others hold what this needs")
-
-
-def test_a_transaction_that_waited_too_long_for_its_next_statement_is_told() -> None:
-    """Made by hand: whether the last words of a server are read is for the socket to say."""
-    ended = OperationalError("SELECT 1", {}, IdleInTransactionSessionTimeout("terminating connection"))
-    assert (database_trouble(ended) or "").startswith("Postgres: it was ended since it took too long")
 
 
 def test_tables_that_are_older_than_the_code_are_told_with_the_cure(penstock: Penstock, engine: Engine) -> None:
