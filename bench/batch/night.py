@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import text
 
 from bench.batch import passages
 from bench.batch.plan import Plan
-from bench.batch.site import LOOK_S, MODEL, PERSON, TENANT, TIER, Site, read_log, running
+from bench.batch.site import LOOK_S, MODEL, PERSON, TENANT, TIER, Loader, Site, read_log, running
 from bench.limits.places import tell
 from bench.limits.texts import PROMPT
 from penstock.batches.batch import Progress
@@ -107,7 +108,7 @@ def night(site: Site, made: Night, source: Path) -> None:
     items = site.plan.jobs + made.bad
     for share in site.plan.loader_killed_at:
         loader = site.load("night", source, "--force", "--json")
-        wait(site, lambda at=share * items, loader=loader: _stored(site) >= at or loader.process.poll() is not None)
+        wait(site, partial(_is_stored, site, loader, share * items))
         made.kills["loader"] += loader.process.poll() is None
         loader.kill()
     loader = site.load("night", source, "--force", "--json")
@@ -232,9 +233,9 @@ def wait_for_end(site: Site, name: str) -> None:
     wait(site, lambda: site.client.find_batch(TENANT, name).state.has_ended)
 
 
-def _stored(site: Site) -> int:
+def _is_stored(site: Site, loader: Loader, items: float) -> bool:
     found = [batch for batch in site.client.batches(TENANT) if batch.name == "night"]
-    return found[0].items if found else 0
+    return loader.process.poll() is not None or (found[0].items if found else 0) >= items
 
 
 def _scalar(site: Site, statement: Any, **values: object) -> int:

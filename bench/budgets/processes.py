@@ -36,7 +36,9 @@ def make_jobs(engine: Engine, owners: Sequence[Owner]) -> list[Run]:
 def empty(engine: Engine) -> None:
     """Forget everything."""
     with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, payloads, attempts, answers, results, ledger, ledger_corrections CASCADE"))
+        connection.execute(
+            text("TRUNCATE jobs, payloads, attempts, answers, results, ledger, ledger_corrections CASCADE")
+        )
         connection.execute(text("TRUNCATE budgets, spending"))
 
 

@@ -19,7 +19,8 @@ from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome, claim, f
 from penstock.jobs.release import Allowance
 from penstock.money import ledger
 from penstock.money.holds import Hold, Shortfall
-from penstock.schemas import JobState, Lane, Reason
+from penstock.reasons import Reason
+from penstock.schemas import JobState, Lane
 from penstock.settings import Settings
 from tests.batches.conftest import REQUEST, documents
 from tests.jobs import rows

@@ -254,7 +254,7 @@ def test_a_change_acts_on_a_call_that_waited_for_another_meanwhile(engine: Engin
 def test_a_budget_that_is_changed_does_not_wait_for_a_call_that_is_being_written_down(engine: Engine) -> None:
     keep(engine, budget())
     with engine.begin() as holder:
-        spending.lock(holder, {("acme", "")})
+        spending.lock(holder, {("acme", "", None)})
         with engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
             set_budget(connection, budget(5))
