@@ -1,8 +1,9 @@
 """Bulk submit through the client, one process, beside Celery's `delay`. It must not know how rows are written.
 
-`python -m bench submit [--short] [--json]`. Both take the same documents, of a thousand characters each, one after the
-other on an embedded Postgres (fsync on) and Redis. A job of ours is checked, fingerprinted and committed; a message of
-Celery's is in Redis.
+`python -m bench submit [--short] [--json]`. All take the same documents, of a thousand characters each, one after the
+other on an embedded Postgres (fsync on) and Redis. A job of ours is checked, fingerprinted and committed: all together
+by `submit_many`, a thousand at a time by `batch`, which checks some while it writes others. A message of Celery's is in
+Redis.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqlalchemy import Engine, text
 
 from bench.report import Report
 from penstock.client import Client
+from penstock.client.batches import BatchRequest
 from penstock.settings import Settings
 from penstock.store.db import sync_engine
 from penstock.store.schema import migrate
@@ -29,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 CHARACTERS = 1000
 ROUNDS = 5
 COUNT = text("SELECT count(*) FROM jobs")
-EMPTY = text("TRUNCATE jobs CASCADE")
+EMPTY = text("TRUNCATE jobs, batches CASCADE")
 
 
 def documents(count: int) -> Iterator[str]:
@@ -48,6 +51,16 @@ def requests(count: int) -> Iterator[dict[str, Any]]:
 def submit_many(client: Client, engine: Engine, count: int) -> None:
     """Submit, and look whether all is there."""
     client.submit_many(requests(count))
+    _require(engine, count)
+
+
+def batch(client: Client, engine: Engine, count: int) -> None:
+    """Store the input of a batch, and look whether all is there."""
+    client.batch("bulk", BatchRequest(tenant="acme"), ({"document": document} for document in documents(count)))
+    _require(engine, count)
+
+
+def _require(engine: Engine, count: int) -> None:
     with engine.connect() as connection:
         found = connection.scalar(COUNT)
     if found != count:
@@ -85,17 +98,20 @@ def measure(report: Report, services: EmbeddedServices, *, jobs: int, rounds: in
     migrate(engine)
     app = Celery("peer", broker=services.redis.url, set_as_current=False)
     app.conf.task_ignore_result = True
-    ours, theirs = [], []
+    ours: dict[str, list[float]] = {"batch": [], "submit_many": []}
+    theirs = []
     with Client(settings) as client:
         for _ in range(rounds):
-            ours.append(rate(jobs, lambda: submit_many(client, engine, jobs)))
-            with engine.begin() as connection:
-                connection.execute(EMPTY)
+            for name, submit in (("batch", batch), ("submit_many", submit_many)):
+                ours[name].append(rate(jobs, partial(submit, client, engine, jobs)))
+                with engine.begin() as connection:
+                    connection.execute(EMPTY)
             theirs.append(rate(jobs // 5, lambda: delay(app, jobs // 5)))
             app.control.purge()
     engine.dispose()
     beside = {"celery_delay": float(round(statistics.median(theirs)))}
-    report.add("submit_many", round(statistics.median(ours)), "1/s", must=">= 10000", beside=beside)
+    report.add("batch", round(statistics.median(ours["batch"])), "1/s", must=">= 10000", beside=beside)
+    report.add("submit_many", round(statistics.median(ours["submit_many"])), "1/s", beside=beside)
     report.note(f"the median of {rounds} rounds of {jobs} jobs, and of a fifth as many messages")
 
 
