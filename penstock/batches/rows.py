@@ -87,7 +87,7 @@ PARK = text("""
     UPDATE jobs SET state = 'paused' WHERE id IN (
         SELECT id FROM jobs WHERE batch_id = :id AND state IN ('queued', 'retrying') LIMIT :most FOR UPDATE SKIP LOCKED)
 """)
-# Those that wait for a file of the provider's go on when it has left them without an answer, or when none is wished for.
+# Those that wait for a file go on when it has left them without an answer, or when the batch wishes for none any more.
 UNPARK = text("""
     WITH may_go AS (
         SELECT jobs.id FROM provider_batches AS parcel

@@ -1,12 +1,11 @@
 """`penstock batch`: plan one, run it, watch it, stop it, fetch its results. It must not know how a job is run."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ FAILED = 1
 REFUSED = 3
 """The exit code of a batch that was not begun, since it cannot end in time or may cost too much."""
 LOOK_S = 1.0
+MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
 
 
@@ -38,22 +38,42 @@ def batch() -> None:
     """  # noqa: D301 - click reads the backspace
 
 
-class Clock(click.ParamType[datetime]):
-    """A time of day, the next one there is, or an ISO 8601 time; without an offset it is local."""
+class Clock(click.ParamType[datetime | time]):
+    """A time of day, or an ISO 8601 time; without an offset it is local."""
 
     name = "HH:MM|ISO"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Read it; the next `22:00` is today's or tomorrow's."""
-        now = datetime.now().astimezone()
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime | time:
+        """Read it; the day of a time of day is not known here."""
         try:
             if len(value) == len("HH:MM") and value[2] == ":":
-                at = datetime.strptime(value, "%H:%M").time()  # noqa: DTZ007 - joined with a date below
-                moment = datetime.combine(now.date(), at).astimezone()
-                return moment if moment > now else datetime.combine(now.date() + timedelta(days=1), at).astimezone()
+                return time.fromisoformat(value)
             return datetime.fromisoformat(value).astimezone()
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is neither like 22:00 nor an ISO 8601 time", param, ctx)
+
+
+def first_after(given: datetime | time, after: datetime) -> datetime:
+    """Give the moment that was written: a time of day is the first one after `after`, which is local."""
+    if isinstance(given, datetime):
+        return given
+    same_day = datetime.combine(after.date(), given).astimezone()
+    return same_day if same_day > after else datetime.combine(after.date() + DAY, given).astimezone()
+
+
+@dataclass(frozen=True)
+class Window:
+    """When a batch begins, now at the earliest, and when it has to have ended."""
+
+    start: datetime
+    until: datetime | None
+
+    @classmethod
+    def of(cls, start: datetime | time | None, until: datetime | time | None) -> "Window":
+        """Read both; 22:00 is this minute if it is 22:00 now, and 06:00 that of the morning after it has begun."""
+        now = datetime.now().astimezone()
+        begins = now if start is None else max(now, first_after(start, now - MINUTE))
+        return cls(begins, None if until is None else first_after(until, begins))
 
 
 class Dollars(click.ParamType[int]):
@@ -105,11 +125,19 @@ class Asked:
         from penstock.batches.reading import query
         from penstock.store.db import sync_engine
 
-        engine = sync_engine(self.source_url)
+        engine = sync_engine(postgres(self.source_url))
         try:
             yield query(engine, self.query, self.mapping())
         finally:
             engine.dispose()
+
+
+def postgres(url: str) -> str:
+    """Give the address of a Postgres in SQLAlchemy's form."""
+    for scheme in ("postgresql://", "postgres://", "postgresql+psycopg://"):
+        if url.startswith(scheme):
+            return "postgresql+psycopg://" + url.removeprefix(scheme)
+    raise click.UsageError("--source-url is no address of a Postgres; write it like postgresql://user@host/database")
 
 
 def what_is_asked(command: Callable[..., None]) -> Callable[..., None]:
@@ -165,8 +193,8 @@ def plan(
     client: Any,
     *,
     asked: Asked,
-    start: datetime | None,
-    until: datetime | None,
+    start: datetime | time | None,
+    until: datetime | time | None,
     max_cost: int | None,
     as_json: bool,
 ) -> None:
@@ -179,31 +207,26 @@ def plan(
     penstock batch plan rows.csv --tenant acme --map document=body --map metadata.id=id
     penstock batch plan --query "SELECT body AS document FROM notes" --source-url postgresql://... --tenant acme
     """  # noqa: D301 - click reads the backspace
-    _, objections = show_plan(client, asked, start, until, max_cost, as_json=as_json)
+    _, objections = show_plan(client, asked, Window.of(start, until), max_cost, as_json=as_json)
     if objections:
         sys.exit(REFUSED)
 
 
-def show_plan(
-    client: Any, asked: Asked, start: datetime | None, until: datetime | None, most: int | None, *, as_json: bool
-) -> tuple[Any, list[str]]:
+def show_plan(client: Any, asked: Asked, window: Window, most: int | None, *, as_json: bool) -> tuple[Any, list[str]]:
     """Print the forecast and what speaks against it, and give both."""
     with asked.items() as items, counting(client, asked) as count:
         forecast = client.plan_batch(asked.request(), items, columns=asked.mapping(), count=count)
-    begins = start or datetime.now().astimezone()
-    if until is not None and begins - DAY < until <= begins:
-        until += DAY  # 06:00 is that of the morning after 22:00
-    objections = forecast.objections(begins, until, most)
-    display.print_forecast(forecast, begins, until, objections, as_json=as_json)
+    objections = forecast.objections(window.start, window.until, most)
+    display.print_forecast(forecast, window.start, window.until, objections, as_json=as_json)
     return forecast, objections
 
 
 @contextmanager
 def counting(client: Any, asked: Asked) -> Iterator[Callable[[Any], int]]:
     """Give the tokenizer of the tier's first model. It takes some seconds to load."""
+    deployment = client.deployments_of(asked.request())[0]
     from penstock.providers.litellm import LiteLLMProvider
 
-    deployment = client.deployments_of(asked.request())[0]
     provider = LiteLLMProvider()
     with asyncio.Runner() as runner, ExitStack() as stack:
         stack.callback(lambda: runner.run(provider.close()))
@@ -223,6 +246,7 @@ def counting(client: Any, asked: Asked) -> Iterator[Callable[[Any], int]]:
     help="Stop at 'errors>0.1' (share of jobs) or 'cost>2' (times the forecast); 'never'.  [errors>0.25 cost>1.5]",
 )
 @click.option("--callback", metavar="TASK[@QUEUE]", help="A Celery task that is sent when it has ended.")
+@click.option("--by-provider", is_flag=True, help="As files, at the provider's price for batches, if there is time.")
 @click.option("--force", is_flag=True, help="Begin whatever the forecast says.")
 @click.option("--wait", is_flag=True, help="Watch it until it ends; exit 1 if a document has no result.")
 @as_json
@@ -232,11 +256,12 @@ def run(
     *,
     name: str,
     asked: Asked,
-    start: datetime | None,
-    until: datetime | None,
+    start: datetime | time | None,
+    until: datetime | time | None,
     max_cost: int | None,
     abort_if: tuple[str, ...],
     callback: str | None,
+    by_provider: bool,
     force: bool,
     wait: bool,
     as_json: bool,
@@ -253,11 +278,12 @@ def run(
     from penstock.batches.batch import AbortIf
 
     rules = AbortIf.parse(abort_if)
+    window = Window.of(start, until)
     forecast = None
-    if not any(each.name == name for each in client.batches(asked.fields["tenant"], most=10_000)):
-        forecast, objections = show_plan(client, asked, start, until, max_cost, as_json=as_json)
+    if not is_begun(client, asked.fields["tenant"], name):
+        forecast, objections = show_plan(client, asked, window, max_cost, as_json=as_json)
         if objections and not force:
-            raise click.exceptions.Exit(REFUSED)
+            sys.exit(REFUSED)
     with asked.items() as items, display.loading(name, as_json=as_json) as progress:
         begun = client.batch(
             name,
@@ -267,7 +293,9 @@ def run(
             forecast=forecast,
             max_cost=max_cost,
             abort_if=rules,
-            start=start,
+            start=None if start is None else window.start,
+            until=window.until,
+            by_provider=by_provider,
             callback=callback,
             progress=progress,
         )
@@ -276,6 +304,17 @@ def run(
         ended = client.batch_progress(begun.tenant, name)
         sys.exit(0 if ended.is_whole else FAILED)
     display.print_progress(client.batch_progress(begun.tenant, name), as_json=as_json)
+
+
+def is_begun(client: Any, tenant: str, name: str) -> bool:
+    """Tell whether there is a batch of that name."""
+    from penstock.errors import InvalidRequestError
+
+    try:
+        client.find_batch(tenant, name)
+    except InvalidRequestError:
+        return False
+    return True
 
 
 def watch(client: Any, tenant: str, name: str, *, as_json: bool) -> None:
@@ -373,16 +412,16 @@ def export(client: Any, *, name: str, tenant: str, output: Path | None, errors: 
     penstock batch export night-7 --tenant acme -o results.jsonl --errors errors.jsonl
     penstock batch export night-7 --tenant acme -o results.parquet --format parquet
     """  # noqa: D301 - click reads the backspace
-    from penstock.cli.batch_export import write_jsonl, write_parquet
+    from penstock.cli.batch_export import write_errors, write_jsonl, write_parquet
 
     if form == "parquet" and output is None:
         raise click.UsageError("Parquet needs --output")
+    progress = client.batch_progress(tenant, name)
     results = client.batch_results(tenant, name)
     written = write_parquet(results, output) if form == "parquet" else write_jsonl(results, output)
-    lacking = list(client.batch_errors(tenant, name)) if errors else []
+    told = f"{written} results"
     if errors:
-        with errors.open("w", encoding="utf-8") as file:
-            for each in lacking:
-                told = {"number": each.number, "reason": each.reason, "job": str(each.job_id) if each.job_id else None}
-                file.write(json.dumps(told, ensure_ascii=False) + "\n")
-    click.echo(f"{written} results{f', {len(lacking)} items without one' if errors else ''}", err=True)
+        told += f", {write_errors(client.batch_errors(tenant, name), errors)} items without one"
+    if not progress.batch.state.has_ended:
+        told += f"; {name} is {progress.batch.state} and has not ended: there may be more"
+    click.echo(told, err=True)

@@ -75,9 +75,9 @@ def watch(look: Callable[[], Any], *, every_s: float, as_json: bool) -> None:
         shown = ""
         while True:
             progress = look()
-            line = json.dumps(_record(progress)) if as_json else _line(progress)
+            line = _line(progress)
             if line != shown:
-                click.echo(line)
+                click.echo(json.dumps(_record(progress)) if as_json else line)
             shown = line
             if not _goes_on(progress):
                 return

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -16,12 +16,21 @@ COLUMNS = ("number", "job", "document_name", "metadata", "result", "prompt_versi
 
 def write_jsonl(results: Iterable[tuple[int, Any]], path: Path | None) -> int:
     """Write a JSON object a line, and give how many; a file is there whole, or not at all."""
-    written = 0
-    with _whole(path) as file:
-        for number, job in results:
-            file.write(json.dumps(_record(number, job), ensure_ascii=False) + "\n")
-            written += 1
-    return written
+    records = (_record(number, job) for number, job in results)
+    if path is None:
+        return _write_lines(records, sys.stdout)
+    with _whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        return _write_lines(records, file)
+
+
+def write_errors(errors: Iterable[Any], path: Path) -> int:
+    """Write the items without a result in the same way."""
+    records = (
+        {"number": each.number, "reason": each.reason, "job": str(each.job_id) if each.job_id else None}
+        for each in errors
+    )
+    with _whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        return _write_lines(records, file)
 
 
 def write_parquet(results: Iterable[tuple[int, Any]], path: Path | None) -> int:
@@ -37,26 +46,35 @@ def write_parquet(results: Iterable[tuple[int, Any]], path: Path | None) -> int:
     schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
     written = 0
     records = (_record(number, job) for number, job in results)
-    temporary = path.with_name(path.name + ".part")
-    with parquet.ParquetWriter(temporary, schema) as file:
+    with _whole(path) as temporary, parquet.ParquetWriter(temporary, schema) as file:
         while group := list(islice(records, ROWS_A_GROUP)):
             for record in group:
                 record["metadata"] = json.dumps(record["metadata"])
             file.write_table(pa.Table.from_pylist(group, schema=schema))
             written += len(group)
-    temporary.replace(path)
     return written
 
 
 @contextmanager
-def _whole(path: Path | None) -> Iterator[IO[str]]:
-    if path is None:
-        yield sys.stdout
-        return
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to. What is there becomes the file in the end; where that fails, it goes."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        yield file
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise click.FileError(str(path), error.strerror) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_lines(records: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
+    written = 0
+    for record in records:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        written += 1
+    return written
 
 
 def _record(number: int, job: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ ITEMS_A_CHUNK = 1000
 CHARACTERS_A_CHUNK = 16_000_000
 SAMPLED = 300
 BYTES_PER_TOKEN = 4
+DOCUMENT = "document"
 ITEM_FIELDS = ("deadline", "document", "document_name", "media_type", "metadata", "priority", "variables")
 """What an item may say of itself; everything else is the batch's."""
 
@@ -178,8 +179,12 @@ def count_bytes(messages: tuple[Message, ...]) -> int:
 
 
 def _add(digest: Any, item: Item | BadItem) -> None:
-    said = item.reason if isinstance(item, BadItem) else item.fields
+    said = item.reason if isinstance(item, BadItem) else {**item.fields, DOCUMENT: None}
     digest.update(ENCODER.encode([item.number, said]).encode())
+    if isinstance(item, Item):
+        document = item.fields.get(DOCUMENT)
+        text = document if isinstance(document, str) else ENCODER.encode(document)
+        digest.update(text.encode("utf-8", "surrogatepass"))
 
 
 def _told(value: object) -> str:

@@ -80,7 +80,7 @@ def _open(connection: Connection, desk: Desk, wish: Wish) -> bool:
 
 def _find_deployment(desk: Desk, tier: str) -> Deployment | None:
     """Find the first deployment of a tier that takes files and has a price for them."""
-    for deployment in desk.house.catalogue.deployments(tier):
+    for deployment in desk.deployments(tier):
         if desk.files.takes(deployment) and desk.price(deployment.name).batch_discount is not None:
             return deployment
     return None

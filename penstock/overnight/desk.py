@@ -1,13 +1,14 @@
 """What every step needs: the house, the provider of files, and the terms. It must not know a step."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
 from penstock import telemetry
-from penstock.errors import ProviderError, Reason
+from penstock.errors import InvalidRequestError, ProviderError, Reason
 from penstock.house import House
 from penstock.jobs import parcels
 from penstock.jobs.parcel import Parcel, ParcelState
@@ -91,10 +92,16 @@ class Desk:
 
     def deployment(self, parcel: Parcel) -> Deployment:
         """Find where a parcel goes; raise ProviderError where the configuration has it no longer."""
-        for deployment in self.house.catalogue.deployments(parcel.tier):
+        for deployment in self.deployments(parcel.tier):
             if deployment.name == parcel.deployment:
                 return deployment
         raise ProviderError(Reason.MODEL_NOT_FOUND, "the deployment is no longer configured", sent=False)
+
+    def deployments(self, tier: str) -> tuple[Deployment, ...]:
+        """Give the deployments of a tier; none where the configuration has the tier no longer."""
+        with suppress(InvalidRequestError):
+            return self.house.catalogue.deployments(tier)
+        return ()
 
     def price(self, deployment: str) -> Price:
         """Give the price that holds today."""

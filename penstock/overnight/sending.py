@@ -109,10 +109,10 @@ async def create(desk: Desk, parcel: Parcel) -> None:
         else:
             await _look_for(desk, parcel, deployment)
     except ProviderError as error:
-        if parcel.asked_at is not None and parcel.now < parcel.ends_by:
-            await desk.postpone(parcel, error)
-        else:
+        if parcel.asked_at is None:
             await _not_sent(desk, parcel, error)
+        else:
+            await _not_seen(desk, parcel, error)
 
 
 async def _create(desk: Desk, parcel: Parcel, deployment: Deployment) -> None:
@@ -166,18 +166,10 @@ async def _created(desk: Desk, parcel: Parcel, batch: ProviderBatch) -> None:
 
 async def poll(desk: Desk, parcel: Parcel) -> None:
     """Look how far the batch is; one that takes longer than it may is cancelled, and one that hangs is given up."""
-    assert parcel.provider_id is not None
-    is_late = parcel.is_cancelled or parcel.now >= parcel.ends_by
-    if parcel.now >= parcel.ends_by + timedelta(seconds=desk.terms.cancel_s):
-        await desk.keep(parcel, state=ParcelState.OVER, reason=GAVE_UP)
-        return
     try:
-        deployment = desk.deployment(parcel)
-        batch = await desk.files.retrieve(deployment, parcel.provider_id)
-        if is_late and not batch.state.is_over and batch.state is not BatchState.CANCELLING:
-            batch = await desk.files.cancel(deployment, parcel.provider_id)
+        batch = await _look(desk, parcel)
     except ProviderError as error:
-        await desk.postpone(parcel, error)
+        await _not_seen(desk, parcel, error)
         return
     seen = replace(
         parcel,
@@ -186,12 +178,41 @@ async def poll(desk: Desk, parcel: Parcel) -> None:
         error_file=batch.error_file,
         over_at=parcel.over_at or (parcel.now if batch.state.is_over else None),
     )
-    if not batch.state.is_over or _lacks_its_file(desk, seen, batch):
+    hangs = BatchState.CANCELLING.value == seen.provider_state == parcel.provider_state
+    if hangs and _is_hopeless(desk, parcel):
+        await _give_up(desk, seen)
+    elif not batch.state.is_over or _lacks_its_file(desk, seen, batch):
         await desk.keep(seen, delay_s=desk.terms.poll_s)
     elif batch.state is BatchState.FAILED and TOKEN_LIMIT in batch.errors and parcel.now < parcel.send_by:
         await _again(desk, parcel)
     else:
         await _over(desk, seen, batch)
+
+
+async def _look(desk: Desk, parcel: Parcel) -> ProviderBatch:
+    assert parcel.provider_id is not None
+    deployment = desk.deployment(parcel)
+    batch = await desk.files.retrieve(deployment, parcel.provider_id)
+    is_late = parcel.is_cancelled or parcel.now >= parcel.ends_by
+    if not is_late or batch.state.is_over or batch.state is BatchState.CANCELLING:
+        return batch
+    return await desk.files.cancel(deployment, parcel.provider_id)
+
+
+async def _not_seen(desk: Desk, parcel: Parcel, error: ProviderError) -> None:
+    """Look again later, as long as there is time; what the provider may have run is never thought of as not sent."""
+    if _is_hopeless(desk, parcel):
+        await _give_up(desk, parcel)
+    else:
+        await desk.postpone(parcel, error)
+
+
+def _is_hopeless(desk: Desk, parcel: Parcel) -> bool:
+    return parcel.now >= parcel.ends_by + timedelta(seconds=desk.terms.cancel_s)
+
+
+async def _give_up(desk: Desk, parcel: Parcel) -> None:
+    await desk.keep(parcel, state=ParcelState.OVER, reason=GAVE_UP)
 
 
 def _lacks_its_file(desk: Desk, parcel: Parcel, batch: ProviderBatch) -> bool:

@@ -149,7 +149,8 @@ async def _write(desk: Desk, settlements: Sequence[Settlement], endings: Sequenc
 
 async def _hand_over(desk: Desk, parcel: Parcel) -> None:
     """Let what has no answer take the way of live calls; what may have been run stays at its upper bound."""
-    was_run = parcel.provider_id is not None and parcel.provider_state != BatchState.FAILED
+    was_heard = parcel.provider_id is not None or parcel.asked_at is not None
+    was_run = was_heard and parcel.provider_state != BatchState.FAILED
     outcome, cost = (CallOutcome.UNKNOWN, None) if was_run else (CallOutcome.NOT_SENT, 0)
     count = 0
     while left := await desk.transact(parcels.unanswered, parcel, most=RESULTS_A_CHUNK):

@@ -178,6 +178,9 @@ def test_no_call_within_its_limits_costs_more_than_its_upper_bound(
         reasoning_tokens=reasoning,
     )
     assert one.cost(usage) <= bound.nanodollars(max_tokens)
+    discounted = one.model_copy(update={"batch_discount": Decimal("0.333333333")})
+    in_batch = discounted.upper_bound(prompt_bytes=prompt_bytes, messages=messages, is_batch=True)
+    assert discounted.cost(usage, is_batch=True) <= in_batch.nanodollars(max_tokens)
     assert usage.total_tokens <= bound.tokens(max_tokens)
 
 
@@ -186,6 +189,14 @@ def test_the_upper_bound_is_what_the_largest_call_costs() -> None:
     bound = price().upper_bound(prompt_bytes=1_000, messages=2)
     assert bound.nanodollars(500) == price().cost(largest) == 454_800
     assert bound.tokens(500) == 1_532
+
+
+def test_the_upper_bound_in_a_batch_is_what_its_discount_leaves() -> None:
+    halved = price(batch_discount="0.5")
+    bound = halved.upper_bound(prompt_bytes=1_000, messages=2, is_batch=True)
+    assert (bound.nanodollars(500), bound.tokens(500)) == (454_800 // 2, 1_532)
+    with pytest.raises(ConfigurationError, match="batch discount"):
+        price().upper_bound(prompt_bytes=1, messages=1, is_batch=True)
 
 
 @pytest.mark.parametrize(

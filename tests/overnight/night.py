@@ -56,12 +56,13 @@ class Night:
     def add(self, batch_id: UUID, count: int, **fields: Any) -> list[UUID]:
         """Add jobs to a batch."""
         intake = Intake.load(self.rooms.settings, SystemClock())
+        first = self.rooms.row("SELECT count(*) AS it FROM jobs WHERE batch_id = :id", id=batch_id).it
         given = {"tenant": "acme", "prompt": "summarise_document", "tier": "small", "lane": "batch"}
         jobs = [
             replace(
                 intake.accept(uuid4(), given | {"document": f"{DOCUMENT} It is item {number}."} | fields),
                 batch_id=batch_id,
-                batch_number=number,
+                batch_number=first + number,
             )
             for number in range(count)
         ]

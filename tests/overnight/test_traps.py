@@ -62,6 +62,48 @@ def test_a_provider_that_cannot_be_reached_is_given_up_and_may_have_been_paid(ni
     assert_balanced(night.rooms.engine)
 
 
+def test_a_batch_that_may_have_been_created_is_given_up_as_one_that_was_run(night: Night) -> None:
+    night.rooms.fault("lost_answer", model="batches.create")
+    night.rooms.fault("server_error", model="batches.list", count=1000)
+    night.begin(2)
+    night.work(10)
+    assert night.states() == {"paused": 2}
+    night.execute("UPDATE provider_batches SET ends_by = now()")
+    night.work()
+    assert (night.states(), night.outcomes()) == ({"queued": 2}, {"unknown": 2})
+
+
+def test_a_batch_that_was_done_while_nobody_looked_is_read_however_late(night: Night) -> None:
+    night.begin(2)
+    night.work(4)
+    assert night.parcels() == {"sent": 1}
+    night.execute(
+        "UPDATE provider_batches SET send_by = now() - interval '9 days', ends_by = now() - interval '8 days'"
+    )
+    night.work()
+    assert night.states() == {"succeeded": 2}
+    night.assert_paid_once()
+
+
+def test_a_batch_that_cannot_be_cancelled_is_given_up(night: Night) -> None:
+    night.pace(None)
+    night.rooms.fault("server_error", model="batches.cancel", count=1000)
+    night.begin(2)
+    night.work(8)
+    night.execute("UPDATE provider_batches SET ends_by = now()")
+    night.work()
+    assert (night.states(), night.outcomes()) == ({"queued": 2}, {"unknown": 2})
+
+
+def test_a_batch_whose_tier_is_gone_goes_live_and_is_in_nobodys_way(night: Night) -> None:
+    night.begin(1, name="gone")
+    night.execute("UPDATE batches SET tier = 'gone'")
+    night.begin(2)
+    night.work()
+    assert night.states() == {"paused": 1, "succeeded": 2}
+    assert night.rooms.row("SELECT by_provider FROM batches WHERE name = 'gone'").by_provider is False
+
+
 def test_a_completed_batch_without_its_file_is_looked_at_again(night: Night) -> None:
     night.terms = replace(night.terms, files_s=LONG_S)
     night.rooms.fault("batch_without_file", looks=4)

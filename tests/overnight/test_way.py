@@ -26,6 +26,7 @@ def test_a_batch_is_answered_by_one_file_at_half_the_price_and_leaves_no_file_be
     assert night.parcels() == {"ended": 1}
     assert night.provider_files() == []
     assert night.rooms.calls() == 0
+    assert night.rooms.row("SELECT count(*) AS it FROM provider_requests").it == 0
     assert night.rooms.row("SELECT count(*) AS it FROM ledger WHERE batch_id = :id", id=batch_id).it == 4
     assert_balanced(night.rooms.engine)
 
@@ -65,6 +66,19 @@ def test_jobs_wait_for_a_file_while_their_batch_runs_and_go_live_with_it_afterwa
     night.execute("UPDATE batches SET state = 'running'")
     night.follow(batch_id)
     assert night.states() == {"succeeded": 1, "queued": 1}
+
+
+def test_what_the_provider_has_stays_there_when_the_rest_of_its_batch_goes_live(night: Night) -> None:
+    night.pace(None)
+    batch_id = night.begin(2)
+    night.work(8)
+    night.execute("UPDATE batches SET by_provider = false")
+    night.add(batch_id, 1, document="Late.")
+    night.follow(batch_id)
+    assert night.states() == {"paused": 2, "queued": 1}
+    night.pace(0)
+    night.work()
+    assert night.states() == {"succeeded": 2, "queued": 1}
 
 
 def test_nobody_is_sent_to_a_provider_who_did_not_wish_it(night: Night) -> None:
