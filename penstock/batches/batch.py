@@ -153,7 +153,7 @@ class Progress:
     @property
     def is_whole(self) -> bool:
         """Tell whether every item of the input has a result."""
-        return self.refused == 0 and self.jobs.get(JobState.SUCCEEDED, 0) == self.total
+        return self.batch.is_loaded and self.refused == 0 and self.jobs.get(JobState.SUCCEEDED, 0) == self.total
 
     @property
     def rate(self) -> float:

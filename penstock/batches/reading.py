@@ -94,9 +94,10 @@ def read(source: str, columns: Columns) -> Iterator[Item | BadItem]:
     """
     path = Path(source)
     readers = {".jsonl": _json_lines, ".csv": _csv}
-    if path.is_file() and path.suffix in readers:
+    form = path.suffix.lower()
+    if path.is_file() and form in readers:
         try:
-            yield from readers[path.suffix](path, columns)
+            yield from readers[form](path, columns)
         except OSError as error:
             raise InvalidRequestError("input", f"{source!r} cannot be read: {error.strerror}", "mend that") from None
         return
@@ -122,7 +123,7 @@ def query(engine: Engine, statement: str, columns: Columns) -> Iterator[Item | B
 
 def _files(source: str, path: Path) -> Iterator[Path]:
     found: Iterable[Path] = [path]
-    if has_magic(source):
+    if has_magic(source) and not path.exists():
         found = map(Path, sorted(glob(source, recursive=True)))  # noqa: PTH207 - the pattern may be absolute
     elif path.is_dir():
         found = sorted(path.rglob("*"))
@@ -161,7 +162,10 @@ def _csv(path: Path, columns: Columns) -> Iterator[Item | BadItem]:
     csv.field_size_limit(MOST_BYTES_A_LINE)
     with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         rows = csv.reader(file, strict=True)
-        names = next(rows, [])
+        try:
+            names = next(rows, [])
+        except csv.Error as error:
+            raise InvalidRequestError("input", f"the header of {path.name!r} is no CSV: {error}", "mend it") from None
         number = 0
         while True:
             number += 1
@@ -172,11 +176,11 @@ def _csv(path: Path, columns: Columns) -> Iterator[Item | BadItem]:
             except csv.Error as error:
                 yield BadItem(number, f"it is no CSV: {error}")
                 continue
-            if len(row) != len(names):
+            if row and len(row) != len(names):
                 yield BadItem(number, f"it has {len(row)} fields where the header has {len(names)}")
             elif any(not cell.isascii() and _is_broken(cell) for cell in row):
                 yield BadItem(number, "it is not UTF-8")
-            else:
+            elif row:
                 yield columns.item(number, dict(zip(names, row, strict=True)))
 
 

@@ -234,8 +234,8 @@ def live(connection: Connection) -> list[Batch]:
     return [_batch(row) for row in connection.execute(LIVE)]
 
 
-def load(connection: Connection, batch_id: UUID, chunk: Chunk) -> bool:
-    """Store a chunk of items; False, with nothing stored, where it is no longer ours to do.
+def load(connection: Connection, batch_id: UUID, chunk: Chunk, encoded: bytes) -> bool:
+    """Store a chunk of items, its jobs as `encode` gives them; False, with nothing stored, where it is not ours to do.
 
     That is where another loader has gone on meanwhile, or the batch was cancelled.
     """
@@ -243,7 +243,7 @@ def load(connection: Connection, batch_id: UUID, chunk: Chunk) -> bool:
     if connection.execute(TAKE, values).one_or_none() is None:
         return False
     if chunk.jobs:
-        copy(connection, chunk.jobs, window=0)
+        copy(connection, chunk.jobs, window=0, encoded=encoded)
     if chunk.refused:
         rows = [{"number": each.number, "reason": storable(each.reason)} for each in chunk.refused]
         connection.execute(REFUSE, {"id": batch_id, "rows": json.dumps(rows)})

@@ -4,7 +4,7 @@ It must not know how a job is run, or who prints anything.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from penstock.client.tenant_view import check_name
 from penstock.errors import BatchTakenError, InvalidRequestError
 from penstock.intake import Intake
 from penstock.jobs import queries, retention
+from penstock.jobs.submission import encode
 from penstock.providers.base import Deployment
 from penstock.schemas import Job, JobState, NanoDollars
 from penstock.settings import Settings
@@ -246,28 +247,27 @@ class Batches:
     def _load(self, batch: Batch, given: BatchInput, progress: Callable[[int, int], None]) -> None:
         """Store what is missing of the input. A chunk is checked while the one before it is written."""
         stored, refused = batch.items, 0
-        ours = True
-        with ThreadPoolExecutor(1) as writer:
-            writing: Future[bool] | None = None
+        with self._engine.connect() as encoder, ThreadPoolExecutor(1) as writer:
+            writing = writer.submit(bool, 1)
             for chunk in given.chunks(batch):
-                ours = writing is None or writing.result()
-                if not ours:
+                encoded = encode(encoder, chunk.jobs)
+                if not writing.result():
                     break
                 progress(stored, refused)
                 stored, refused = chunk.items, refused + len(chunk.refused)
-                writing = writer.submit(self._store_chunk, batch.id, chunk)
-            ours = ours and (writing is None or writing.result())
+                writing = writer.submit(self._store_chunk, batch.id, chunk, encoded)
+            is_ours = writing.result()
         progress(stored, refused)
         with self._engine.begin() as connection:
-            if not ours or not rows.end_loading(connection, batch.id, stored):
+            if not is_ours or not rows.end_loading(connection, batch.id, stored):
                 raise BatchTakenError(
                     f"batch {batch.name!r} was cancelled, or another process stores its input; "
                     "see `penstock batch status`"
                 )
 
-    def _store_chunk(self, batch_id: UUID, chunk: Chunk) -> bool:
+    def _store_chunk(self, batch_id: UUID, chunk: Chunk, encoded: bytes) -> bool:
         with self._engine.begin() as connection:
-            return rows.load(connection, batch_id, chunk)
+            return rows.load(connection, batch_id, chunk, encoded)
 
 
 def _check_batch_name(name: str) -> str:

@@ -10,7 +10,7 @@ _CONTROL_BYTES = bytes((*range(0x09), *range(0x0E, 0x20), 0x7F))
 _LONE_SURROGATES = re.compile(r"[\ud800-\udfff]")
 _MARKS = 0x300, 0x1E950
 _MOST_MARKS = 30
-_MAYBE_LONG_RUN = re.compile(rf"[{chr(_MARKS[0])}-{chr(_MARKS[1])}]{{{_MOST_MARKS + 1}}}")
+_MAYBE_LONG_RUNS = re.compile(rf"[{chr(_MARKS[0])}-{chr(_MARKS[1])}]{{{_MOST_MARKS + 1},}}")
 _JOINER = "\u034f"
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){3,}")
 
@@ -30,8 +30,7 @@ def normalise(text: str) -> str:
     if not text.isascii():
         # After the controls are gone: a NUL between a letter and its accent would keep them from composing.
         text = _LONE_SURROGATES.sub("\ufffd", text)
-        if _MAYBE_LONG_RUN.search(text):
-            text = _long_runs().sub(_broken, text)
+        text = _MAYBE_LONG_RUNS.sub(lambda run: _long_runs().sub(_broken, run[0]), text)
         text = unicodedata.normalize("NFC", text)
     if b"\n\n\n\n" in _without(text, b" \t"):
         text = _BLANK_LINES.sub("\n\n\n", text)

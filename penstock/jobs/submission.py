@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from io import BytesIO
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.copy import FileWriter
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -129,17 +131,29 @@ def submit(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> li
     return _stand_for(jobs, connection, connection.execute(INSERT_FROM_JSON, {"rows": rows, "window": window}))
 
 
-def copy(connection: Connection, jobs: Sequence[NewJob], *, window: int) -> list[Accepted]:
+def encode(connection: Connection, jobs: Sequence[NewJob]) -> bytes:
+    """Give jobs in the form of COPY. Nothing is sent: the connection of psycopg says how values are written."""
+    driver: Any = connection.connection.driver_connection
+    written = BytesIO()
+    with driver.cursor() as cursor, psycopg.Copy(cursor, writer=FileWriter(written)) as stage:
+        for position, job in enumerate(jobs):
+            stage.write_row(_record(position, job))
+    return written.getvalue()
+
+
+def copy(
+    connection: Connection, jobs: Sequence[NewJob], *, window: int, encoded: bytes | None = None
+) -> list[Accepted]:
     """Do what `submit` does, through COPY: for many jobs it takes a fourth of the client's time.
 
-    The connection must be one of psycopg; it keeps an empty temporary table.
+    The connection must be one of psycopg; it keeps an empty temporary table. `encoded` are the jobs, if they are so
+    already: a thread that only sends them does not take turns with one that works.
     """
     connection.execute(STAGE)
     driver: Any = connection.connection.driver_connection
     try:
         with driver.cursor() as cursor, cursor.copy(COPY) as stage:
-            for position, job in enumerate(jobs):
-                stage.write_row(_record(position, job))
+            stage.write(encode(connection, jobs) if encoded is None else encoded)
     except psycopg.Error as error:
         # Postgres quotes the value of a row in the context that it gives; the connection is the caller's to roll back.
         bare = type(error)(error.diag.message_primary or type(error).__name__)

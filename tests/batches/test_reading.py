@@ -129,6 +129,31 @@ def test_a_glob_and_a_single_document(write: Write, tmp_path: Path) -> None:
     assert names(f"{tmp_path}/c.md") == ["c.md"]
 
 
+@pytest.mark.parametrize("name", ["a[1].txt", "in[1]/a.txt", "in [x]/*.txt"])
+def test_a_name_that_looks_like_a_glob_is_a_name_where_it_exists(write: Write, tmp_path: Path, name: str) -> None:
+    written = write(name, "x")
+    source = tmp_path / Path(name).parts[0]
+    found = [item.fields["document"] for item in read(str(source), AS_THEY_ARE) if isinstance(item, Item)]
+    assert found == [Path(written)]
+
+
+def test_the_ending_of_a_file_may_be_in_capitals(write: Write) -> None:
+    assert list(read(write("IN.JSONL", '{"document": "a"}'), AS_THEY_ARE)) == [Item(1, {"document": "a"})]
+    assert list(read(write("IN.CSV", "document\na\n"), AS_THEY_ARE)) == [Item(1, {"document": "a"})]
+
+
+def test_an_empty_line_of_a_csv_is_no_item(write: Write) -> None:
+    assert list(read(write("in.csv", "document\na\n\nb\n\n"), AS_THEY_ARE)) == [
+        Item(1, {"document": "a"}),
+        Item(3, {"document": "b"}),
+    ]
+
+
+def test_a_csv_whose_header_is_none_is_refused(write: Write) -> None:
+    with pytest.raises(InvalidRequestError, match="the header of 'in.csv' is no CSV: ',' expected after"):
+        list(read(write("in.csv", '"a"b,c\n1,2\n'), AS_THEY_ARE))
+
+
 @pytest.mark.parametrize("source", ["nowhere", "nowhere.jsonl", "*.txt", "empty"])
 def test_an_input_that_is_not_there_is_refused(tmp_path: Path, source: str) -> None:
     (tmp_path / "empty").mkdir()
