@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import fmean, stdev
 
-from penstock.money.prices import NANO, Price
+from penstock.money.prices import Price
 from penstock.providers.quota import Quota, Size
-from penstock.schemas import NanoDollars, Resource, Usage
+from penstock.schemas import NanoDollars, Resource, Usage, dollars
 
 SURE = 1.96
 ROOM = 1.2
@@ -127,8 +127,7 @@ class Forecast:
             late = self.ends_at(starts_at) - until
             found.append(f"it would end {timedelta(seconds=round(late.total_seconds()))} too late")
         if most is not None and self.nanodollars.high > most:
-            dollars = [f"${amount / NANO:,.2f}" for amount in (self.nanodollars.high, most)]
-            found.append(f"it may cost {dollars[0]}, and {dollars[1]} are allowed")
+            found.append(f"it may cost {dollars(self.nanodollars.high)}, and {dollars(most)} are allowed")
         return found
 
 

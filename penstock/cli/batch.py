@@ -69,9 +69,8 @@ class Window:
     until: datetime | None
 
     @classmethod
-    def of(cls, start: datetime | time | None, until: datetime | time | None) -> "Window":
+    def of(cls, start: datetime | time | None, until: datetime | time | None, now: datetime) -> "Window":
         """Read both; 22:00 is this minute if it is 22:00 now, and 06:00 that of the morning after it has begun."""
-        now = datetime.now().astimezone()
         begins = now if start is None else max(now, first_after(start, now - MINUTE))
         return cls(begins, None if until is None else first_after(until, begins))
 
@@ -123,21 +122,28 @@ class Asked:
         if self.source_url is None:
             raise click.UsageError("--query needs --source-url, the database that it is for")
         from penstock.batches.reading import query
-        from penstock.store.db import sync_engine
 
-        engine = sync_engine(postgres(self.source_url))
+        engine = engine_of(self.source_url)
         try:
             yield query(engine, self.query, self.mapping())
         finally:
             engine.dispose()
 
 
-def postgres(url: str) -> str:
-    """Give the address of a Postgres in SQLAlchemy's form."""
-    for scheme in ("postgresql://", "postgres://", "postgresql+psycopg://"):
-        if url.startswith(scheme):
-            return "postgresql+psycopg://" + url.removeprefix(scheme)
-    raise click.UsageError("--source-url is no address of a Postgres; write it like postgresql://user@host/database")
+def engine_of(url: str) -> Any:
+    """Make an engine of the address of a Postgres."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    from penstock.store.db import sync_engine
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.drivername.partition("+")[0] not in {"postgres", "postgresql"}:
+        raise click.UsageError("--source-url is no address of a Postgres; write it like postgresql://user@host/name")
+    return sync_engine(parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False))
 
 
 def what_is_asked(command: Callable[..., None]) -> Callable[..., None]:
@@ -207,7 +213,9 @@ def plan(
     penstock batch plan rows.csv --tenant acme --map document=body --map metadata.id=id
     penstock batch plan --query "SELECT body AS document FROM notes" --source-url postgresql://... --tenant acme
     """  # noqa: D301 - click reads the backspace
-    _, objections = show_plan(client, asked, Window.of(start, until), max_cost, as_json=as_json)
+    _, objections = show_plan(
+        client, asked, Window.of(start, until, datetime.now().astimezone()), max_cost, as_json=as_json
+    )
     if objections:
         sys.exit(REFUSED)
 
@@ -278,7 +286,7 @@ def run(
     from penstock.batches.batch import AbortIf
 
     rules = AbortIf.parse(abort_if)
-    window = Window.of(start, until)
+    window = Window.of(start, until, datetime.now().astimezone())
     forecast = None
     if not is_begun(client, asked.fields["tenant"], name):
         forecast, objections = show_plan(client, asked, window, max_cost, as_json=as_json)

@@ -41,7 +41,7 @@ NAME_LENGTH = 200
 
 @dataclass(frozen=True)
 class BatchError:
-    """An item without a result: what was refused at the door (without `job_id`), or is dead or cancelled."""
+    """An item without a result: refused at the door (without `job_id`), dead, cancelled, or its result has gone."""
 
     number: int
     reason: str
@@ -172,15 +172,19 @@ class Batches:
         )
 
     def batch_results(self, tenant: str, name: str) -> Iterator[tuple[int, Job]]:
-        """Give the jobs of a batch that have succeeded, with the numbers of their items, in the order of the input."""
+        """Give the jobs of a batch whose results are kept, with the numbers of their items, in the order of the input.
+
+        Of a tenant without retention they may go once all have been given: who stops before can read them again.
+        """
         batch = self.find_batch(tenant, name)
-        is_read_once = self._tenants.entry(tenant).retention_days == 0
+        given = []
         for number, job in self._jobs(batch):
-            if job.state is JobState.SUCCEEDED:
+            if job.result is not None and job.ended_at is not None:
                 yield number, job
-                if is_read_once and job.ended_at is not None:
-                    with self._engine.begin() as connection:
-                        retention.note_fetch(connection, job.id, job.ended_at)
+                given.append((job.id, job.ended_at))
+        for job_id, ended_at in given if self._tenants.entry(tenant).retention_days == 0 else ():
+            with self._engine.begin() as connection:
+                retention.note_fetch(connection, job_id, ended_at)
 
     def batch_errors(self, tenant: str, name: str) -> Iterator[BatchError]:
         """Give the items of a batch that have no result and will have none: the refused first, then dead jobs."""
@@ -196,6 +200,8 @@ class Batches:
         for number, job in self._jobs(batch):
             if job.state in {JobState.DEAD, JobState.CANCELLED}:
                 yield BatchError(number, f"{job.reason or job.state}: {job.detail or ''}".rstrip(": "), job.id)
+            elif job.state is JobState.SUCCEEDED and job.result is None:
+                yield BatchError(number, "its result is no longer kept", job.id)
 
     def batch_quality(self, tenant: str, name: str) -> "Iterator[tuple[int, Quality]]":
         """Say of each result what can be told of it without a model, with the number of its item.

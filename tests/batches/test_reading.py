@@ -150,7 +150,7 @@ def test_an_empty_line_of_a_csv_is_no_item(write: Write) -> None:
 
 
 def test_a_csv_whose_header_is_none_is_refused(write: Write) -> None:
-    with pytest.raises(InvalidRequestError, match="the header of 'in.csv' is no CSV: ',' expected after"):
+    with pytest.raises(InvalidRequestError, match=r"the header of 'in\.csv' is no CSV: ',' expected after"):
         list(read(write("in.csv", '"a"b,c\n1,2\n'), AS_THEY_ARE))
 
 
