@@ -46,11 +46,11 @@ def add(report: Report, made: Night, *, is_short: bool) -> None:
     report.add("unknown_calls", made.unknown_calls, "calls")
     report.add("ledger_below_invoice", made.below_invoice, "n$", must="== 0")
     report.add("ledger_unexplained", made.unexplained, "n$", must="== 0")
-    report.add(
-        "forecast_cost", forecast.nanodollars.expected / spent, "of the truth", must=None if is_short else ">= 0.9"
-    )
-    report.add("forecast_cost_high", forecast.nanodollars.high / spent, "of the truth")
+    error = abs(forecast.nanodollars.expected / made.answered - 1)
+    report.add("forecast_cost_error", error, "of the truth", must=None if is_short else "<= 0.05")
+    report.add("spent_on_killed_calls", spent / made.answered - 1, "of the answered")
     report.add("forecast_jobs", forecast.jobs / plan.jobs, "of the truth")
+    report.note("The forecast's cost stands beside that of the answered calls: kills cost their upper bound on top.")
     report.add("forecast_time", forecast.seconds / made.seconds["night"], "of the truth")
     report.add("night", made.seconds["night"], "s")
     if made.rates:

@@ -45,6 +45,10 @@ WAITS = text("""
         extract(epoch FROM started_at - created_at)::float8 AS wait_s
     FROM jobs WHERE tenant = :tenant AND started_at IS NOT NULL
 """)
+ANSWERED = text("""
+    SELECT coalesce(sum(nanodollars), 0)::bigint FROM ledger JOIN batches ON batches.id = ledger.batch_id
+    WHERE name = :name AND outcome = 'answered'
+""")
 LONGEST_BOUND = text("""
     SELECT max(upper_bound_nanodollars) FROM ledger JOIN batches ON batches.id = ledger.batch_id WHERE name = :name
 """)
@@ -63,6 +67,7 @@ class Night:
     rates: list[float] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
     numbers: int = 0
+    answered: int = 0
     twice: int = 0
     unknown_calls: int = 0
     unexplained: int = 0
@@ -88,6 +93,7 @@ def run(plan: Plan, home: Path) -> Night:
         with asking(site, made):
             night(site, made, source)
         made.numbers = _scalar(site, NUMBERS, name="night")
+        made.answered = _scalar(site, ANSWERED, name="night")
         capped(site, made)
         cached(site, made, source)
         close(site, made)
@@ -113,7 +119,7 @@ def night(site: Site, made: Night, source: Path) -> None:
         loader.kill()
     loader = site.load("night", source, "--force", "--json")
     kills = [share * site.plan.jobs for share in site.plan.workers_killed_at]
-    quiet_from, calls = time.monotonic() + QUIET_S / 2, site.calls()
+    quiet_from, calls = time.monotonic() + QUIET_S / 2, 0
     next_s = time.monotonic()
     while not (progress := site.client.batch_progress(TENANT, "night")).batch.state.has_ended:
         if kills and progress.ended >= kills[0]:
