@@ -1,5 +1,7 @@
 """A batch through the client on a real Postgres: begun, broken off, resumed, paused, cancelled, exported."""
 
+import base64
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -7,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 from sqlalchemy import Engine, text
 
 from penstock.batches.batch import AbortIf, BatchState
 from penstock.client import Client
 from penstock.client.batches import BatchRequest
-from penstock.client.doorbell import Doorbell
+from penstock.client.doorbell import BROKER_ERRORS, Doorbell
 from penstock.errors import BatchTakenError, InvalidRequestError
 from penstock.jobs import leases, release
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome, claim, finish
@@ -303,3 +306,34 @@ class TestCap:
         assert client.find_batch("acme", "night").max_nanodollars == 10**9
         assert states(client) == {JobState.QUEUED: 5}
         assert len(run_some(engine, 5)) == 5
+
+
+class TestCallback:
+    def test_a_task_is_sent_once_it_has_ended(
+        self, client: Client, engine: Engine, settings: Settings, broker: redis.Redis
+    ) -> None:
+        doorbell = Doorbell(settings.require_broker_url())
+        client.batch("night", REQUEST, documents(2), callback="reports.batch_ended@reports")
+        succeed(engine, run_some(engine, 1))
+        tend(engine, doorbell)
+        assert broker.llen("reports") == 0
+        succeed(engine, run_some(engine, 1))
+        for _ in range(3):
+            tend(engine, doorbell)
+        doorbell.close()
+        [message] = [json.loads(each) for each in broker.lrange("reports", 0, -1)]
+        assert message["headers"]["task"] == "reports.batch_ended"
+        _, told, _ = json.loads(base64.b64decode(message["body"]))
+        assert told == {"batch": "night", "tenant": "acme", "state": "done"}
+
+    def test_a_broker_that_is_away_is_tried_again(
+        self, client: Client, engine: Engine, settings: Settings, broker: redis.Redis
+    ) -> None:
+        client.batch("night", REQUEST, [], callback="reports.batch_ended@reports")
+        with pytest.raises(BROKER_ERRORS):
+            tend(engine, Doorbell("redis://127.0.0.1:1/0"))
+        assert client.find_batch("acme", "night").state is BatchState.DONE
+        doorbell = Doorbell(settings.require_broker_url())
+        tend(engine, doorbell)
+        doorbell.close()
+        assert broker.llen("reports") == 1

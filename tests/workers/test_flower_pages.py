@@ -3,11 +3,11 @@
 import asyncio
 from base64 import b64encode
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from flower import urls
 from flower.app import Flower
 from flower.options import default_options
 from flower.urls import handlers
@@ -48,19 +48,27 @@ def client(
 @pytest.fixture(autouse=True)
 def flower(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have Flower show the pages while a test runs."""
-    monkeypatch.setattr("flower.urls.handlers", list(handlers))
-    monkeypatch.setattr("flower.app.default_handlers", found := list(handlers))
-    monkeypatch.setattr(flower_pages, "handlers", found)
-    monkeypatch.setattr(flower_pages, "settings", dict(flower_settings))
-    monkeypatch.setattr(default_options, "basic_auth", [])
+    routes, options = list(handlers), dict(flower_settings)
+    monkeypatch.setattr("flower.app.default_handlers", routes)
+    monkeypatch.setattr("flower.urls.settings", options)
+    monkeypatch.setattr(flower_pages, "handlers", routes)
+    monkeypatch.setattr(flower_pages, "settings", options)
     flower_pages.add()
+
+
+@pytest.fixture
+def password() -> Iterator[str]:
+    """Have Flower ask for a password."""
+    default_options.basic_auth = ["user:password"]
+    yield "Basic " + b64encode(b"user:password").decode()
+    default_options.basic_auth = []
 
 
 def ask(path: str, **headers: str) -> HTTPResponse:
     """Ask Flower for a page."""
 
-    async def asked() -> Any:
-        app = Flower(capp=Celery(broker="memory://"), io_loop=IOLoop.current(), **flower_pages.settings)
+    async def asked() -> HTTPResponse:
+        app = Flower(capp=Celery(broker="memory://"), io_loop=IOLoop.current(), **urls.settings)
         server = HTTPServer(app)
         socket, port = bind_unused_port()
         server.add_sockets([socket])
@@ -98,7 +106,7 @@ def test_without_a_batch_the_page_says_so(client: Client) -> None:
     assert client.batches() == []
     shown = page()
     assert "No batch was begun" in shown
-    assert '<a class="nav-link active"\n            href="/batches">Batches</a>' in shown
+    assert '<a class="nav-link active"\nhref="/batches">Batches</a>' in shown
 
 
 def test_how_far_a_batch_is(client: Client, engine: Engine) -> None:
@@ -123,10 +131,10 @@ def test_what_a_batch_is_called_is_text(client: Client, engine: Engine) -> None:
     assert f'<td title="{ESCAPED}">stopped</td>' in shown
 
 
-def test_nobody_looks_without_the_password(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_looks_without_the_password(client: Client, password: str) -> None:
     client.batch("night", REQUEST, documents(1))
-    monkeypatch.setattr(default_options, "basic_auth", ["user:password"])
     for headers in ({}, {"Authorization": "Basic " + b64encode(b"user:no").decode()}):
         answer = ask("/batches", **headers)
         assert (answer.code, answer.body) == (401, b"Access denied")
-    assert "night" in page(Authorization="Basic " + b64encode(b"user:password").decode())
+    assert "engine" not in vars(flower_pages.look)  # nobody looked
+    assert "night" in page(Authorization=password)
