@@ -177,7 +177,9 @@ class Progress:
         if rules.errors is not None and errors > rules.errors:
             return f"{errors:.1%} of the jobs that ended are dead, where {rules.errors:.1%} are allowed"
         most = (self.batch.forecast or {}).get("job_nanodollars_high")
-        cost = self.settled_nanodollars / ended
+        cost = self.settled_nanodollars / (
+            ended + self.jobs.get(JobState.RUNNING, 0)
+        )  # whose calls may be paid already
         if rules.cost is not None and most and cost > rules.cost * most:
             return f"a job costs {cost / most:.2f} times the most that was forecast, where {rules.cost:g} are allowed"
         return None

@@ -12,7 +12,7 @@ import pytest
 import redis
 from sqlalchemy import Engine, text
 
-from penstock.batches.batch import AbortIf, BatchState
+from penstock.batches.batch import AbortIf, BatchState, Progress
 from penstock.client import Client
 from penstock.client.batches import BatchRequest
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
@@ -274,6 +274,24 @@ class TestEnd:
         assert batch.state is BatchState.STOPPED
         assert batch.reason == "13.5% of the jobs that ended are dead, where 10.0% are allowed"
         assert states(client)[JobState.PAUSED] == 8
+
+
+class TestFault:
+    def progress(self, client: Client, settled: int, **jobs: int) -> Progress:
+        batch = replace(client.batch("night", REQUEST, []), forecast={"job_nanodollars_high": 100})
+        counts = {JobState(state): count for state, count in jobs.items()}
+        return Progress(batch, counts, 0, settled, 0, 0, datetime.now(UTC))
+
+    def test_jobs_that_cost_more_than_was_forecast_stop_it(self, client: Client) -> None:
+        assert self.progress(client, 15_000, succeeded=100).fault() is None
+        fault = self.progress(client, 16_000, succeeded=100).fault()
+        assert fault == "a job costs 1.60 times the most that was forecast, where 1.5 are allowed"
+
+    def test_what_is_paid_for_jobs_that_are_about_to_end_is_no_fault_of_those_that_have(self, client: Client) -> None:
+        assert self.progress(client, 16_000, succeeded=100, running=60).fault() is None
+
+    def test_few_jobs_say_nothing(self, client: Client) -> None:
+        assert self.progress(client, 10**9, dead=49).fault() is None
 
 
 class TestCap:
