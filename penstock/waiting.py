@@ -79,7 +79,7 @@ def explain(job: Standing, gates: Gates) -> Explanation:
         return Explanation(Cause.REDIS, f"Redis is away ({type(error).__name__}): {what}")
 
 
-def _by_row(job: Standing) -> Explanation | None:
+def _by_row(job: Standing) -> Explanation | None:  # noqa: PLR0911 - a line a verdict
     """Say what the row alone tells; None where the job is due and its turn has not come."""
     if job.state.is_terminal:
         where = f" with reason {job.reason}; see `penstock dead show {job.id}`" if job.state is JobState.DEAD else ""

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bench.budgets.processes import Run, empty, end, go, intent_of, make_jobs, set_all, start
 from bench.report import Report
 from penstock.house import Journal
-from penstock.money.budgets import CALENDAR, Budget, Period, Unit
+from penstock.money.budgets import CALENDAR, Budget, Unit
 from penstock.money.holds import Hold
 from penstock.money.ledger import CallOutcome, Intent, Settlement
 from penstock.money.prices import PER_TOKENS, UpperBound

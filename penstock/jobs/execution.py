@@ -76,7 +76,8 @@ CLAIM = text(
     ), history AS (
         INSERT INTO attempts (job_id, fence, worker, released_at) SELECT id, fence, worker, released_at FROM claimed
     )
-    SELECT id, fence, claimed.worker, tenant, project, batch_id, prompt_id, prompt_version, prompt_digest, tier, lane, failures,
+    SELECT id, fence, claimed.worker, tenant, project, batch_id, prompt_id, prompt_version, prompt_digest,
+        tier, lane, failures,
         on_unavailable, is_fresh, deadline, created_at, started_at, payloads.variables, payloads.document,
         extract(epoch FROM now() - released_at)::float8 AS waited_s,
         extract(epoch FROM deadline - now())::float8 AS ends_in_s

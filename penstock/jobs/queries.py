@@ -11,7 +11,8 @@ from penstock.errors import Reason
 from penstock.schemas import TOKEN_CLASSES, Job, JobState, Lane, OnUnavailable, PromptReference, Usage
 
 SELECT_JOBS = """
-    SELECT jobs.id, jobs.tenant, jobs.project, jobs.batch_id, jobs.state, jobs.prompt_id, jobs.prompt_version, jobs.prompt_digest,
+    SELECT jobs.id, jobs.tenant, jobs.project, jobs.batch_id, jobs.state,
+        jobs.prompt_id, jobs.prompt_version, jobs.prompt_digest,
         jobs.tier, jobs.lane, jobs.priority, jobs.document_name, jobs.metadata, jobs.attempts, jobs.created_at,
         jobs.due_at, jobs.deadline, jobs.started_at, jobs.ended_at, jobs.reason, jobs.detail, jobs.on_unavailable,
         jobs.purged_at, results.text AS result,

@@ -18,7 +18,8 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 """What may follow what. Dead letters are replayed to queued, or discarded to cancelled.
 
-A job is paused only with its batch. A running job goes back to queued when it could not be admitted, a succeeded one when its degraded result is re-run.
+A job is paused only with its batch. A running job goes back to queued when it could not be admitted, a succeeded one
+when its degraded result is re-run.
 """
 
 POISON_AFTER = 3

@@ -133,7 +133,8 @@ CORRECT = text(f"""
         ON CONFLICT DO NOTHING
         RETURNING *
     ), moved AS (
-        SELECT taken.tenant, taken.project, taken.batch_id, taken.intended_at, corrected.nanodollars AS settled_nanodollars,
+        SELECT taken.tenant, taken.project, taken.batch_id, taken.intended_at,
+            corrected.nanodollars AS settled_nanodollars,
             corrected.input_tokens + corrected.cached_input_tokens + corrected.cache_write_tokens
                 + corrected.output_tokens + corrected.reasoning_tokens
                 - ends_bound::integer * coalesce(taken.upper_bound_tokens, 0) AS settled_tokens,

@@ -1,7 +1,7 @@
 """What was spent in each day and month, and for each batch, kept up with the ledger in its own transactions.
 
-One row a tenant (or project), period and first day; or one a batch, whatever the day. It must not know a limit. Rows are always taken in the order of their key: two cannot
-deadlock, whatever else they wait for.
+One row a tenant (or project), period and first day; or one a batch, whatever the day. It must not know a limit. Rows
+are always taken in the order of their key: two cannot deadlock, whatever else they wait for.
 """
 
 import json
