@@ -24,6 +24,8 @@ from penstock.money import ledger
 
 REQUEST = BatchRequest(tenant=TENANT, prompt=PROMPT, tier=TIER)
 COLUMNS = Columns.parse(("document=body", "metadata.id=id"))
+OPTIONS = ("--force", "--json", "--abort-if", "never")
+"""Kills cost their upper bound: so many of them are a reason to stop."""
 TELL_S = 10.0
 DISTURBED_S = 30.0
 """Around a kill of everything, nobody's wait says how a batch delays a person."""
@@ -113,11 +115,11 @@ def night(site: Site, made: Night, source: Path) -> None:
     began_s = time.monotonic()
     items = site.plan.jobs + made.bad
     for share in site.plan.loader_killed_at:
-        loader = site.load("night", source, "--force", "--json")
+        loader = site.load("night", source, *OPTIONS)
         wait(site, partial(_is_stored, site, loader, share * items))
         made.kills["loader"] += loader.process.poll() is None
         loader.kill()
-    loader = site.load("night", source, "--force", "--json")
+    loader = site.load("night", source, *OPTIONS)
     kills = [share * site.plan.jobs for share in site.plan.workers_killed_at]
     quiet_from, calls = time.monotonic() + QUIET_S / 2, 0
     next_s = time.monotonic()
