@@ -23,6 +23,7 @@ from penstock.settings import Settings
 from tests import test_cli
 from tests.batches.conftest import REQUEST, documents
 from tests.batches.test_batches import end, run_some, succeed
+from tests.jobs import rows
 from tests.test_cli import Penstock
 from workers.upkeep import forget, tend
 
@@ -44,10 +45,15 @@ def source(tmp_path: Path, penstock: Penstock) -> str:
 @pytest.fixture
 def begun(client: Client) -> Client:
     """Begin a batch of three documents, of which the second is none."""
+    client.batch("night", REQUEST, night_items())
+    return client
+
+
+def night_items() -> list[dict[str, Any]]:
+    """Give what that batch is begun with."""
     items = documents(3)
     items[1] = {"document": ""}
-    client.batch("night", REQUEST, items)
-    return client
+    return items
 
 
 def ended(client: Client, engine: Engine) -> None:
@@ -190,20 +196,24 @@ class TestRun:
         assert ran.error().startswith(f"abort_if: '{rule}' is no rule")
 
     def test_who_waits_is_told_whether_every_document_has_a_result(
-        self, penstock: Penstock, begun: Client, engine: Engine
+        self, penstock: Penstock, begun: Client, engine: Engine, tmp_path: Path
     ) -> None:
         ended(begun, engine)
-        again = ("batch", "run", "night", "gone.jsonl", *ACME, "--tier", "small", "--wait")
-        ran = penstock(*again)
+        night, whole = tmp_path / "night.jsonl", tmp_path / "whole.jsonl"
+        night.write_text("".join(json.dumps(item) + "\n" for item in night_items()))
+        whole.write_text(json.dumps(documents(1)[0]))
+        options = (*ACME, "--tier", "small", "--wait")
+        ran = penstock("batch", "run", "night", night, *options)
         assert (ran.code, ran.out) == (1, "night done: 2 of 2 jobs ended (1 succeeded, 1 dead), $0.00\n")
         begun.batch("whole", REQUEST, documents(1))
         succeed(engine, run_some(engine, 1))
         tend(engine, Doorbell(""))
-        assert penstock("batch", "run", "whole", *again[3:]).code == 0
+        assert penstock("batch", "run", "whole", whole, *options).code == 0
+        ran = penstock("batch", "run", "whole", night, *options)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.error().startswith("input: it has more items than the 1 that batch 'whole' was begun with")
 
-    def test_a_batch_that_was_cancelled_before_its_input_was_read_is_not_whole(
-        self, penstock: Penstock, client: Client
-    ) -> None:
+    def test_a_batch_that_was_cancelled_is_not_begun_again(self, penstock: Penstock, client: Client) -> None:
         def cancelled() -> Iterator[dict[str, Any]]:
             client.cancel_batch("acme", "night")
             yield from documents(1)
@@ -211,7 +221,25 @@ class TestRun:
         with pytest.raises(Exception, match="was cancelled"):
             client.batch("night", REQUEST, cancelled())
         ran = penstock("batch", "run", "night", "gone.jsonl", *ACME, "--tier", "small", "--wait")
-        assert (ran.code, ran.out) == (1, "night cancelled: 0 of 0 jobs ended, $0.00\n")
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.error() == "batch 'night' of tenant 'acme' was cancelled; give it a new name"
+
+    def test_a_batch_that_stopped_itself_is_not_resumed_by_running_it_again(
+        self, penstock: Penstock, begun: Client, engine: Engine, tmp_path: Path
+    ) -> None:
+        rows.execute(engine, "UPDATE batches SET state = 'stopped', reason = 'too dear'")
+        night = tmp_path / "night.jsonl"
+        night.write_text("".join(json.dumps(item) + "\n" for item in night_items()))
+        assert penstock("batch", "run", "night", night, *ACME, "--tier", "small").code == 1
+        assert begun.find_batch("acme", "night").state is BatchState.STOPPED
+
+    @pytest.mark.parametrize(("name", "callback"), [(" night", "reports.done"), ("night", "@reports")])
+    def test_names_are_checked_before_the_forecast(
+        self, penstock: Penstock, client: Client, source: str, name: str, callback: str
+    ) -> None:
+        ran = penstock("batch", "run", name, source, *ACME, "--callback", callback)
+        assert (ran.code, ran.out, client.batches()) == (2, "", [])
+        assert ran.error().startswith(("name: ", "callback: "))
 
 
 class TestStatus:
@@ -359,8 +387,9 @@ def test_a_report_stands_beside_another_batch(penstock: Penstock, begun: Client,
     assert (told["results"], told["measures"]["words"], told["before"], told["moved"]) == (2, 2, None, [])
 
 
-def test_a_result_without_retention_may_be_read_again_until_all_were_read(
-    settings: Settings, client: Client, engine: Engine, tmp_path: Path
+@pytest.mark.usefixtures("client")
+def test_a_result_without_retention_stays_until_an_export_is_whole(
+    penstock: Penstock, settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("tiers.toml", "models.toml", "prices.toml"):
         (tmp_path / name).write_text((settings.config / name).read_text())
@@ -369,11 +398,17 @@ def test_a_result_without_retention_may_be_read_again_until_all_were_read(
         tenants = forgetful._tenants
         forgetful.batch("night", REQUEST, documents(2))
         succeed(engine, run_some(engine, 2))
-        results = forgetful.batch_results("acme", "night")
-        assert [next(results)[0], next(results)[0]] == [1, 2]
-        results.close()  # type: ignore[attr-defined]
+        monkeypatch.setenv("PENSTOCK_CONFIG", str(tmp_path))
+        export = ("batch", "export", "night", *ACME, "--output", str(tmp_path / "results.jsonl"), "--errors")
+        assert penstock(*export, str(tmp_path / "missing" / "errors.jsonl")).code == 1
         forget(engine, tenants)
         assert [number for number, _ in forgetful.batch_results("acme", "night")] == [1, 2]
+        forget(engine, tenants)
+        ran = penstock(*export, str(tmp_path / "errors.jsonl"))
+        assert (ran.code, ran.err) == (
+            0,
+            "2 results, 0 items without one; night is running and has not ended: there may be more\n",
+        )
         forget(engine, tenants)
         assert list(forgetful.batch_results("acme", "night")) == []
         reasons = [(error.number, error.reason) for error in forgetful.batch_errors("acme", "night")]

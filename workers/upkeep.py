@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from penstock import telemetry
 from penstock.batches import rows, tending
+from penstock.batches.batch import Batch
 from penstock.client.doorbell import Doorbell
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import dead_letters, recovery, retention
@@ -69,23 +70,31 @@ def announce(engine: Engine, doorbell: Doorbell) -> int:
 
 
 def tend(engine: Engine, doorbell: Doorbell) -> int:
-    """Let jobs follow the states of their batches, stop and end batches, and tell those who wait for an end."""
+    """Let jobs follow the states of their batches, stop and end batches, and tell those who wait for an end.
+
+    What goes wrong with one batch keeps no other from its turn.
+    """
     with engine.connect() as connection:
         live = rows.live(connection)
     for batch in live:
-        with engine.begin() as connection:
-            progress = rows.progress(connection, batch)
-            fault = tending.judge(connection, progress)
-            batch = rows.find(connection, batch.tenant, batch.name)  # noqa: PLW2901 - as it is now
-            followed = tending.follow(connection, batch, has_begun=batch.starts_at <= progress.now)
-        if fault:
-            telemetry.emit("batch.stopped", batch=str(batch.id), tenant=batch.tenant, reason=fault)
-        doorbell.revoke(followed.stopped)
+        outcome = attempt(partial(_tend, engine, doorbell, batch), service="upkeep", retry_s=SWEEP_S)
+        if isinstance(outcome, Exception) and is_gone(outcome):
+            raise outcome
     with engine.begin() as connection:
         ended = rows.take_unannounced(connection)
         for batch, callback in ended:
             doorbell.tell(batch, callback)
     return len(live)
+
+
+def _tend(engine: Engine, doorbell: Doorbell, batch: Batch) -> None:
+    with engine.begin() as connection:
+        rows.close(connection, batch)
+        fault = tending.judge(connection, batch)
+        followed = tending.follow(connection, rows.find(connection, batch.tenant, batch.name))
+    if fault:
+        telemetry.emit("batch.stopped", batch=str(batch.id), tenant=batch.tenant, reason=fault)
+    doorbell.revoke(followed.stopped)
 
 
 def close_calls(engine: Engine) -> int:

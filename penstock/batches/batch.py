@@ -3,6 +3,7 @@
 A batch has a name that its tenant uses once: whoever runs it again goes on with it, and does only what is missing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -100,7 +101,11 @@ class NewBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as its row says. `items` of its input are stored, as jobs and errors; `items_digest` names those."""
+    """A batch as its row says. `items` of its input are stored, as jobs and errors; `items_digest` names those.
+
+    When it was last resumed, `ended_before` of its jobs had ended, `dead_before` were dead, and its calls had cost
+    `settled_before`.
+    """
 
     id: UUID
     tenant: str
@@ -119,8 +124,18 @@ class Batch:
     is_loaded: bool
     created_at: datetime
     starts_at: datetime
+    has_begun: bool
+    resumed_at: datetime | None
     ended_at: datetime | None
     max_nanodollars: NanoDollars | None
+    ended_before: int
+    dead_before: int
+    settled_before: NanoDollars
+
+    @property
+    def goes_on_at(self) -> datetime:
+        """Give when it began, or was last resumed: what is said of its rate, and judged, is what came after."""
+        return max(self.starts_at, self.resumed_at or self.starts_at)
 
 
 @dataclass(frozen=True)
@@ -157,9 +172,9 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Give how many jobs ended in a second, on average since the batch began."""
-        seconds = ((self.batch.ended_at or self.now) - self.batch.starts_at).total_seconds()
-        return self.ended / seconds if seconds > 0 else 0.0
+        """Give how many jobs ended in a second, on average since the batch began or was last resumed."""
+        seconds = ((self.batch.ended_at or self.now) - self.batch.goes_on_at).total_seconds()
+        return (self.ended - self.batch.ended_before) / seconds if seconds > 0 else 0.0
 
     @property
     def left_s(self) -> float | None:
@@ -168,18 +183,22 @@ class Progress:
             return None
         return (self.total - self.ended) / self.rate
 
-    def fault(self) -> str | None:
-        """Say why the batch should stop itself, or None."""
-        rules, ended = self.batch.abort_if, self.ended
+    def fault(self, paid_a_job: Callable[[], float]) -> str | None:
+        """Say why the batch should stop itself, or None; `paid_a_job` is asked where what was settled looks too much.
+
+        That counts calls that were lost at the most they may have cost, and those of jobs that are about to end.
+        """
+        rules, batch = self.batch.abort_if, self.batch
+        ended = self.ended - batch.ended_before
         if ended < LEAST_FOR_A_VERDICT:
             return None
-        errors = self.jobs.get(JobState.DEAD, 0) / ended
+        errors = (self.jobs.get(JobState.DEAD, 0) - batch.dead_before) / ended
         if rules.errors is not None and errors > rules.errors:
             return f"{errors:.1%} of the jobs that ended are dead, where {rules.errors:.1%} are allowed"
-        most = (self.batch.forecast or {}).get("job_nanodollars_high")
-        cost = self.settled_nanodollars / (
-            ended + self.jobs.get(JobState.RUNNING, 0)
-        )  # whose calls may be paid already
-        if rules.cost is not None and most and cost > rules.cost * most:
+        most = (batch.forecast or {}).get("job_nanodollars_high")
+        if rules.cost is None or not most:
+            return None
+        allowed = rules.cost * most
+        if (self.settled_nanodollars - batch.settled_before) / ended > allowed and (cost := paid_a_job()) > allowed:
             return f"a job costs {cost / most:.2f} times the most that was forecast, where {rules.cost:g} are allowed"
         return None

@@ -12,7 +12,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from penstock.errors import InvalidRequestError
@@ -110,10 +110,10 @@ def read(source: str, columns: Columns) -> Iterator[Item | BadItem]:
 
 def query(engine: Engine, statement: str, columns: Columns) -> Iterator[Item | BadItem]:
     """Read the rows of a query, in its order, through a cursor of the server; raise InvalidRequestError."""
-    options = {"stream_results": True, "yield_per": ROWS_AT_A_TIME}
+    options = {"stream_results": True, "yield_per": ROWS_AT_A_TIME, "no_parameters": True}
     try:
         with engine.connect() as connection:
-            rows = connection.execution_options(**options).execute(text(statement)).mappings()
+            rows = connection.execution_options(**options).exec_driver_sql(statement).mappings()
             for number, row in enumerate(rows, start=1):
                 yield columns.item(number, dict(row))
     except DBAPIError as error:

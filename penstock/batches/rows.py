@@ -17,9 +17,11 @@ from penstock.batches.forecast import History
 from penstock.batches.reading import BadItem
 from penstock.errors import InvalidRequestError
 from penstock.jobs.submission import NewJob, copy
-from penstock.money.budgets import Budget, Period, Unit, set_budget
+from penstock.money.budgets import Budget, Period, Unit
 from penstock.schemas import JobState, PromptReference
 from penstock.store.text import storable
+
+LIVES = "state IN ('paused', 'queued', 'released', 'running', 'retrying')"
 
 BEGIN = text("""
     INSERT INTO batches (id, tenant, name, project, prompt_id, prompt_version, prompt_digest, tier, state,
@@ -33,18 +35,17 @@ BEGIN = text("""
 
 CHANGE = text("""
     UPDATE batches SET abort_if = CAST(:abort_if AS jsonb), callback = coalesce(:callback, callback),
+        announced = announced AND callback IS NOT DISTINCT FROM coalesce(:callback, callback),
         forecast = coalesce(forecast, CAST(:forecast AS jsonb))
     WHERE id = :id AND request_digest = :digest
     RETURNING id
 """)
 
-CAP = text("UPDATE batches SET max_nanodollars = :most WHERE id = :id AND ended_at IS NULL RETURNING id")
-FIND = text("SELECT * FROM batches WHERE tenant = :tenant AND name = :name")
-LIST = text("""
-    SELECT * FROM batches WHERE CAST(:tenant AS text) IS NULL OR tenant = :tenant
-    ORDER BY created_at DESC, id LIMIT :most
-""")
-LIVE = text("SELECT * FROM batches WHERE ended_at IS NULL ORDER BY created_at, id")
+CAP = text("UPDATE batches SET max_nanodollars = :most WHERE id = :id")
+SELECT = "SELECT *, starts_at <= now() AS has_begun FROM batches WHERE "
+FIND = text(SELECT + "tenant = :tenant AND name = :name")
+LIST = text(SELECT + "CAST(:tenant AS text) IS NULL OR tenant = :tenant ORDER BY created_at DESC, id LIMIT :most")
+LIVE = text(SELECT + "ended_at IS NULL ORDER BY created_at, id")
 
 TAKE = text("""
     UPDATE batches SET items = :items, items_digest = :items_digest
@@ -63,16 +64,17 @@ MOVE = text("""
     WHERE id = :id AND state = ANY(CAST(:from_states AS text[])) AND ended_at IS NULL
     RETURNING id
 """)
-
-CLOSE = text("""
-    WITH closed AS (
-        UPDATE batches SET state = CASE WHEN state = 'cancelled' THEN state ELSE 'done' END, ended_at = now()
-        WHERE id = :id AND ended_at IS NULL AND (is_loaded OR state = 'cancelled') AND NOT EXISTS (
-            SELECT 1 FROM jobs WHERE batch_id = :id AND jobs.state NOT IN ('succeeded', 'dead', 'cancelled'))
-        RETURNING id
-    )
-    DELETE FROM budgets USING closed WHERE tenant = :tenant AND project = closed.id::text AND period = 'batch'
+RESUME = text("""
+    UPDATE batches SET resumed_at = now(), ended_before = :ended, dead_before = :dead, settled_before = :settled
+    WHERE id = :id
 """)
+
+HOLD = text("SELECT id FROM batches WHERE id = :id FOR UPDATE")
+CLOSE = text(f"""
+    UPDATE batches SET state = CASE WHEN state = 'cancelled' THEN state ELSE 'done' END, ended_at = now()
+    WHERE id = :id AND ended_at IS NULL AND (is_loaded OR state = 'cancelled') AND NOT EXISTS (
+        SELECT 1 FROM jobs WHERE batch_id = :id AND jobs.{LIVES})
+""")  # noqa: S608 - a constant
 
 COUNTS = text("""
     SELECT now() AS now, (SELECT count(*) FROM batch_errors WHERE batch_id = :id) AS refused,
@@ -88,14 +90,15 @@ PARK = text("""
         SELECT id FROM jobs WHERE batch_id = :id AND state IN ('queued', 'retrying') LIMIT :most FOR UPDATE SKIP LOCKED)
 """)
 # Those that wait for a file go on when it has left them without an answer, or when the batch wishes for none any more.
+# State and fence are looked at again behind the lock: a job may have been cancelled, or put into a file, meanwhile.
 UNPARK = text("""
     WITH may_go AS (
-        SELECT jobs.id FROM provider_batches AS parcel
+        SELECT jobs.id, jobs.fence FROM provider_batches AS parcel
         JOIN provider_requests AS handed_over ON handed_over.provider_batch_id = parcel.id AND NOT handed_over.is_open
         JOIN jobs ON jobs.id = handed_over.job_id
         WHERE parcel.batch_id = :id AND jobs.state = 'paused'
         UNION ALL
-        SELECT id FROM jobs
+        SELECT id, fence FROM jobs
         WHERE batch_id = :id AND state = 'paused' AND NOT (SELECT by_provider FROM batches WHERE batches.id = :id)
             AND NOT EXISTS (SELECT 1 FROM provider_requests AS sent WHERE sent.job_id = jobs.id)
     )
@@ -103,13 +106,10 @@ UNPARK = text("""
         due_at = CASE WHEN reason = 'budget_exhausted' THEN now() ELSE due_at END,
         reason = nullif(reason, 'budget_exhausted')
     WHERE id IN (
-        SELECT jobs.id FROM jobs JOIN may_go USING (id)
-        ORDER BY batch_number LIMIT :most FOR UPDATE OF jobs SKIP LOCKED)
+        SELECT jobs.id FROM jobs JOIN may_go USING (id, fence) WHERE jobs.state = 'paused'
+        ORDER BY batch_number LIMIT :most FOR UPDATE OF jobs SKIP LOCKED) AND state = 'paused'
 """)
-LEFT = text("""
-    SELECT id, state FROM jobs WHERE batch_id = :id AND state IN ('paused', 'queued', 'released', 'running', 'retrying')
-    LIMIT :most
-""")
+LEFT = text(f"SELECT id, state FROM jobs WHERE batch_id = :id AND {LIVES} LIMIT :most")  # noqa: S608 - a constant
 HELD_UP = text("""
     SELECT detail FROM jobs
     WHERE batch_id = :id AND reason = 'budget_exhausted' AND state IN ('queued', 'retrying') LIMIT 1
@@ -137,6 +137,12 @@ HISTORY = text("""
             ORDER BY intended_at DESC LIMIT 20000) AS latest
         WHERE prompt_id = :prompt AND tier = :tier AND outcome = 'answered' AND reason IS NULL LIMIT 2000
     ) AS answers
+""")
+
+# What a job costs: of all that were asked, by the answers alone. Of a call that was lost only its bound is known.
+PAID = text("""
+    SELECT coalesce(sum(nanodollars), 0)::bigint AS nanodollars, count(DISTINCT job_id) AS jobs FROM ledger
+    WHERE batch_id = :id AND outcome = 'answered' AND intended_at > :since
 """)
 
 INTERACTIVE = text("""
@@ -208,10 +214,9 @@ def begin(connection: Connection, new: NewBatch) -> Batch:
 
 
 def cap(connection: Connection, batch: Batch, nanodollars: int) -> None:
-    """Set what a batch that has not ended may cost; it holds from the next call on."""
-    if connection.execute(CAP, {"id": batch.id, "most": nanodollars}).one_or_none() is not None:
-        limit = Budget(batch.tenant, Period.BATCH, Unit.NANODOLLARS, project=str(batch.id), hard_limit=nanodollars)
-        set_budget(connection, limit)
+    """Set what a batch may cost, from the next call on; raise InvalidRequestError."""
+    Budget(batch.tenant, Period.BATCH, Unit.NANODOLLARS, project=str(batch.id), hard_limit=nanodollars)
+    connection.execute(CAP, {"id": batch.id, "most": nanodollars})
 
 
 def find(connection: Connection, tenant: str, name: str) -> Batch:
@@ -263,9 +268,24 @@ def move(
     return connection.execute(MOVE, values).one_or_none() is not None
 
 
+def resume(connection: Connection, batch: Batch) -> bool:
+    """Let a batch that is paused or stopped go on, to be judged by what comes now; tell whether it was one."""
+    if not move(connection, batch.id, BatchState.RUNNING, BatchState.PAUSED, BatchState.STOPPED):
+        return False
+    so_far = progress(connection, batch)
+    dead = so_far.jobs.get(JobState.DEAD, 0)
+    values = {"id": batch.id, "ended": so_far.ended, "dead": dead, "settled": so_far.settled_nanodollars}
+    connection.execute(RESUME, values)
+    return True
+
+
 def close(connection: Connection, batch: Batch) -> None:
-    """End a batch of which nothing is to be read or run any more, and drop its budget."""
-    connection.execute(CLOSE, {"id": batch.id, "tenant": batch.tenant})
+    """End a batch of which nothing is to be read or run any more.
+
+    Its row is taken first: what was queued anew by somebody who had it before is seen then.
+    """
+    connection.execute(HOLD, {"id": batch.id})
+    connection.execute(CLOSE, {"id": batch.id})
 
 
 def progress(connection: Connection, batch: Batch) -> Progress:
@@ -294,6 +314,12 @@ def held_up(connection: Connection, batch_id: UUID) -> str | None:
     """Say what a job of a batch waits for that a budget has refused; None where there is none."""
     detail: str | None = connection.scalar(HELD_UP, {"id": batch_id})
     return detail
+
+
+def paid_a_job(connection: Connection, batch: Batch) -> float:
+    """Give what the answers to a job came to on average, in nano-dollars, since the batch was last resumed."""
+    row = connection.execute(PAID, {"id": batch.id, "since": batch.goes_on_at}).one()
+    return row.nanodollars / row.jobs if row.jobs else 0.0
 
 
 def page(connection: Connection, batch_id: UUID, *, after: int, most: int) -> dict[int, UUID]:
@@ -356,6 +382,11 @@ def _batch(row: Any) -> Batch:
         is_loaded=row.is_loaded,
         created_at=row.created_at,
         starts_at=row.starts_at,
+        has_begun=row.has_begun,
+        resumed_at=row.resumed_at,
         ended_at=row.ended_at,
         max_nanodollars=row.max_nanodollars,
+        ended_before=row.ended_before,
+        dead_before=row.dead_before,
+        settled_before=row.settled_before,
     )

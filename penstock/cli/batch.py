@@ -9,6 +9,7 @@ from datetime import datetime, time, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -277,15 +278,20 @@ def run(
     """Begin a batch after its forecast, or go on with the one of that name: the same command resumes after any crash.
 
     It is not begun if it cannot end before --until or may cost more than --max-cost, unless forced (exit 3). Of
-    --max-cost nothing is ever overspent: calls are reserved before they are made.
+    --max-cost nothing is ever overspent: calls are reserved before they are made. A batch that stopped itself is not
+    resumed by it (exit 1): see `penstock batch resume`.
 
     \b
     penstock batch run night-7 archive/ --tenant acme --start 22:00 --until 06:00 --max-cost 40
     penstock batch run night-7 rows.csv --tenant acme --map document=body --abort-if 'errors>0.05' --wait
     """  # noqa: D301 - click reads the backspace
-    from penstock.batches.batch import AbortIf
+    from penstock.batches.batch import AbortIf, BatchState
+    from penstock.client.batches import check_batch_name, check_callback
 
     rules = AbortIf.parse(abort_if)
+    check_batch_name(name)
+    if callback is not None:
+        check_callback(callback)
     window = Window.of(start, until, datetime.now().astimezone())
     forecast = None
     if not is_begun(client, asked.fields["tenant"], name):
@@ -312,6 +318,8 @@ def run(
         ended = client.batch_progress(begun.tenant, name)
         sys.exit(0 if ended.is_whole else FAILED)
     display.print_progress(client.batch_progress(begun.tenant, name), as_json=as_json)
+    if begun.state is BatchState.STOPPED:
+        sys.exit(FAILED)
 
 
 def is_begun(client: Any, tenant: str, name: str) -> bool:
@@ -424,12 +432,23 @@ def export(client: Any, *, name: str, tenant: str, output: Path | None, errors: 
 
     if form == "parquet" and output is None:
         raise click.UsageError("Parquet needs --output")
+    if output and errors and output.resolve() == errors.resolve():
+        raise click.UsageError("--output and --errors name the same file")
     progress = client.batch_progress(tenant, name)
-    results = client.batch_results(tenant, name)
+    given: list[tuple[UUID, datetime]] = []
+    results = noting(client.batch_results(tenant, name), given)
     written = write_parquet(results, output) if form == "parquet" else write_jsonl(results, output)
     told = f"{written} results"
     if errors:
         told += f", {write_errors(client.batch_errors(tenant, name), errors)} items without one"
+    client.note_fetched(tenant, given)
     if not progress.batch.state.has_ended:
         told += f"; {name} is {progress.batch.state} and has not ended: there may be more"
     click.echo(told, err=True)
+
+
+def noting(results: Iterator[Any], given: list[tuple[UUID, datetime]]) -> Iterator[Any]:
+    """Pass results on, and note which they were."""
+    for number, job in results:
+        yield number, job
+        given.append((job.id, job.ended_at))

@@ -1,6 +1,7 @@
 """Results of a batch as files. It must not know where they come from."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -58,7 +59,7 @@ def write_parquet(results: Iterable[tuple[int, Any]], path: Path | None) -> int:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """Give a path to write to. What is there becomes the file in the end; where that fails, it goes."""
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         temporary.replace(path)

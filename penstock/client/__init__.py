@@ -53,6 +53,7 @@ SLOWEST_POLL_S = 0.5
 ROWS_A_STATEMENT = 1000
 CHARACTERS_A_STATEMENT = 16_000_000
 COPY_FROM = 100
+FETCHES_A_PAGE = 1000
 """From how many rows on COPY is worth its round trips."""
 
 
@@ -156,10 +157,20 @@ class Client(Accounts, Aftercare, Batches):
         """
         with self._engine.connect() as connection:
             job = found(connection, job_id)
-        if self._tenants.entry(job.tenant).retention_days == 0 and job.result is not None and job.ended_at is not None:
-            with self._engine.begin() as connection:
-                retention.note_fetch(connection, job.id, job.ended_at)
+        if job.result is not None and job.ended_at is not None:
+            self.note_fetched(job.tenant, [(job.id, job.ended_at)])
         return job
+
+    def note_fetched(self, tenant: str, fetched: Sequence[tuple[UUID, datetime]]) -> None:
+        """Let results of a tenant without retention go, now that they are safe elsewhere: job ids, and when each ended.
+
+        A job that ended anew meanwhile keeps its result.
+        """
+        if self._tenants.entry(tenant).retention_days != 0:
+            return
+        for start in range(0, len(fetched), FETCHES_A_PAGE):
+            with self._engine.begin() as connection:
+                retention.note_fetched(connection, fetched[start : start + FETCHES_A_PAGE])
 
     def wait(self, job_id: UUID | str, timeout_s: float | None = None) -> Job:
         """Wait for a job to succeed and give it.

@@ -119,35 +119,41 @@ class BatchInput:
 
     def chunks(self, batch: Batch) -> Iterator[Chunk]:
         """Check the items behind those that are stored; raise InvalidRequestError where those are not the same."""
-        items, digest = self._items(), hashlib.sha256()
-        for item in islice(items, batch.items):
-            _add(digest, item)
-        if batch.items and digest.hexdigest() != batch.items_digest:
-            raise InvalidRequestError(
-                "input",
-                f"its first {batch.items} items are not those that batch {batch.name!r} was begun with",
-                "give the same input again, or a new name to the batch",
-            )
+        items, digest = self._behind(batch)
         stored = batch.items
-        while part := list(self._part(items)):
-            made = []
-            for item in part:
-                _add(digest, item)
-                made.append(self._job_of(batch, item))
-                if len(made) % ITEMS_A_BREATH == 0:
-                    time.sleep(BREATH_S)
-            jobs = [each for each in made if isinstance(each, NewJob)]
-            refused = [each for each in made if isinstance(each, BadItem)]
+        while part := list(self._part(batch, items, digest)):
+            jobs = [each for each in part if isinstance(each, NewJob)]
+            refused = [each for each in part if isinstance(each, BadItem)]
             yield Chunk(stored, stored + len(part), digest.hexdigest(), jobs, refused)
             stored += len(part)
 
-    @staticmethod
-    def _part(items: Iterator[Item | BadItem]) -> Iterator[Item | BadItem]:
-        """Take what is stored together."""
+    def check_same(self, batch: Batch) -> None:
+        """Raise InvalidRequestError where the whole input is not the one that is stored."""
+        items, _ = self._behind(batch)
+        if next(items, None) is not None:
+            raise _another(batch, f"it has more items than the {batch.items}")
+
+    def _behind(self, batch: Batch) -> "tuple[Iterator[Item | BadItem], hashlib._Hash]":
+        """Pass over what is stored, and give the items behind it and the digest so far."""
+        items, digest, passed = self._items(), hashlib.sha256(), 0
+        for passed, item in enumerate(islice(items, batch.items), start=1):  # noqa: B007 - the last is read
+            _add(digest, item)
+        if passed < batch.items or (batch.items and digest.hexdigest() != batch.items_digest):
+            raise _another(batch, f"its first {batch.items} items are not those")
+        return items, digest
+
+    def _part(
+        self, batch: Batch, items: Iterator[Item | BadItem], digest: "hashlib._Hash"
+    ) -> Iterator[NewJob | BadItem]:
+        """Take what is stored together: so many items, or less where their documents are long."""
         characters = 0
-        for item in islice(items, ITEMS_A_CHUNK):
-            yield item
-            characters += 0 if isinstance(item, BadItem) else len(str(item.fields.get("document", "")))
+        for count, item in enumerate(islice(items, ITEMS_A_CHUNK), start=1):
+            _add(digest, item)
+            made = self._job_of(batch, item)
+            yield made
+            if count % ITEMS_A_BREATH == 0:
+                time.sleep(BREATH_S)
+            characters += len(made.document or "") if isinstance(made, NewJob) else 0
             if characters > CHARACTERS_A_CHUNK:
                 return
 
@@ -182,6 +188,14 @@ class BatchInput:
 def count_bytes(messages: tuple[Message, ...]) -> int:
     """Guess the tokens of messages by their bytes."""
     return sum(len(message.content.encode()) for message in messages) // BYTES_PER_TOKEN
+
+
+def _another(batch: Batch, how: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "input",
+        f"{how} that batch {batch.name!r} was begun with",
+        "give the same input again, or a new name to the batch",
+    )
 
 
 def _add(digest: Any, item: Item | BadItem) -> None:

@@ -3,6 +3,7 @@
 It must not know how a job is run, or who prints anything.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,12 +24,11 @@ from penstock.client.doorbell import Doorbell
 from penstock.client.tenant_view import check_name
 from penstock.errors import BatchTakenError, InvalidRequestError
 from penstock.intake import Intake
-from penstock.jobs import queries, retention
+from penstock.jobs import queries
 from penstock.jobs.submission import encode
 from penstock.providers.base import Deployment
 from penstock.schemas import Job, JobState, NanoDollars
 from penstock.settings import Settings
-from penstock.tenants import Tenants
 
 if TYPE_CHECKING:
     from penstock.quality import Quality
@@ -37,6 +37,7 @@ __all__ = ["BatchError", "BatchRequest", "Batches"]
 
 JOBS_A_PAGE = 500
 NAME_LENGTH = 200
+CALLBACK = re.compile(r"[\w.:-]+(@[\w.:-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class Batches:
 
     _engine: Engine
     _intake: Intake
-    _tenants: Tenants
     _settings: Settings
     _doorbell: Doorbell
 
@@ -120,7 +120,7 @@ class Batches:
         given = BatchInput.open(self._intake, request, source, columns)
         new = NewBatch(
             tenant=request.tenant,
-            name=_check_batch_name(name),
+            name=check_batch_name(name),
             project=request.project,
             prompt=given.prompt.reference,
             tier=given.tier,
@@ -131,11 +131,15 @@ class Batches:
             starts_at=start,
             due_by=until,
             by_provider=by_provider,
-            callback=callback,
+            callback=None if callback is None else check_callback(callback),
         )
         with self._engine.begin() as connection:
             batch = rows.begin(connection, new)
-        if not batch.is_loaded and not batch.state.has_ended:
+        if batch.state is BatchState.CANCELLED:
+            raise BatchTakenError(f"batch {name!r} of tenant {request.tenant!r} was cancelled; give it a new name")
+        if batch.is_loaded:
+            given.check_same(batch)
+        else:
             self._load(batch, given, progress or (lambda _stored, _refused: None))
         return self.find_batch(request.tenant, name)
 
@@ -174,17 +178,11 @@ class Batches:
     def batch_results(self, tenant: str, name: str) -> Iterator[tuple[int, Job]]:
         """Give the jobs of a batch whose results are kept, with the numbers of their items, in the order of the input.
 
-        Of a tenant without retention they may go once all have been given: who stops before can read them again.
+        Of a tenant without retention they are kept for an hour after the end of the batch, or until `note_fetched`.
         """
-        batch = self.find_batch(tenant, name)
-        given = []
-        for number, job in self._jobs(batch):
+        for number, job in self._jobs(self.find_batch(tenant, name)):
             if job.result is not None and job.ended_at is not None:
                 yield number, job
-                given.append((job.id, job.ended_at))
-        for job_id, ended_at in given if self._tenants.entry(tenant).retention_days == 0 else ():
-            with self._engine.begin() as connection:
-                retention.note_fetch(connection, job_id, ended_at)
 
     def batch_errors(self, tenant: str, name: str) -> Iterator[BatchError]:
         """Give the items of a batch that have no result and will have none: the refused first, then dead jobs."""
@@ -235,17 +233,19 @@ class Batches:
         """Change the state of a batch, and let its jobs follow at once; upkeep does what this leaves undone."""
         batch = self.find_batch(tenant, name)
         with self._engine.begin() as connection:
-            changed = rows.move(connection, batch.id, becomes, *from_states)
+            if becomes is BatchState.RUNNING:
+                changed = rows.resume(connection, batch)
+            else:
+                changed = rows.move(connection, batch.id, becomes, *from_states)
             batch = rows.find(connection, tenant, name)
         if not changed and batch.state is not becomes:
             raise InvalidRequestError(
                 "name", f"batch {name!r} is {batch.state}", f"only one that is {' or '.join(from_states)} can be"
             )
-        has_begun = batch.starts_at <= datetime.now(UTC)
         is_all = False
         while not is_all:
             with self._engine.begin() as connection:
-                followed = follow(connection, batch, has_begun=has_begun)
+                followed = follow(connection, batch)
             self._doorbell.revoke(followed.stopped)
             is_all = followed.is_all
         return batch
@@ -276,11 +276,21 @@ class Batches:
             return rows.load(connection, batch_id, chunk, encoded)
 
 
-def _check_batch_name(name: str) -> str:
+def check_batch_name(name: str) -> str:
+    """Give the name of a batch back; raise InvalidRequestError."""
     if isinstance(name, str) and 0 < len(name) <= NAME_LENGTH and name.isprintable() and name == name.strip():
         return name
     raise InvalidRequestError(
         "name", "it is no name of a batch", f"use 1 to {NAME_LENGTH} printable characters, no space at either end"
+    )
+
+
+def check_callback(callback: str) -> str:
+    """Give the name of a task, or of TASK@QUEUE, back; raise InvalidRequestError."""
+    if isinstance(callback, str) and len(callback) <= NAME_LENGTH and CALLBACK.fullmatch(callback):
+        return callback
+    raise InvalidRequestError(
+        "callback", "it names no task", "write it as TASK or TASK@QUEUE, like reports.done@reports"
     )
 
 

@@ -5,14 +5,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-REPLAY = text("""
-    UPDATE jobs SET state = 'queued', due_at = now(), ended_at = NULL, reason = NULL, detail = NULL,
-        failures = 0, crashes = 0, announced = false,
-        deadline = CASE WHEN deadline <= now() THEN NULL ELSE deadline END
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'dead' AND reason <> 'invalid'
-        AND purged_at IS NULL AND EXISTS (SELECT 1 FROM payloads WHERE job_id = jobs.id)
-    RETURNING id
-""")
+from penstock.jobs import requeueing
+
+REPLAY = requeueing.statement("state = 'dead' AND reason <> 'invalid'", changes="announced = false")
 
 DISCARD = text("""
     UPDATE jobs SET state = 'cancelled', detail = 'discarded from the dead letters'
@@ -53,9 +48,9 @@ def replay(connection: Connection, ids: list[UUID]) -> list[UUID]:
     """Queue dead jobs anew and give the ids of those that were dead: a second replay finds nothing to do.
 
     Answers that were paid for are kept and used. A deadline that has passed is dropped. A job that was refused at the
-    door has no content, and stays.
+    door has no content, and stays; so does one whose batch was cancelled. A batch that was done goes on.
     """
-    return [row.id for row in connection.execute(REPLAY, {"ids": [str(job_id) for job_id in ids]})]
+    return requeueing.requeue(connection, REPLAY, ids)
 
 
 def discard(connection: Connection, ids: list[UUID]) -> list[UUID]:

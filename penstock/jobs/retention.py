@@ -5,7 +5,7 @@ has ended, so that one which is replayed or re-run keeps its payload.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from uuid import UUID
@@ -18,11 +18,15 @@ RESULT_EXPIRES_S = 3600.0
 ENDED = "state IN ('succeeded', 'dead', 'cancelled')"
 LABELLED = "(document_name IS NOT NULL OR metadata <> '{}' OR (detail IS NOT NULL AND purged_at IS NULL))"
 
-KEEPS_RESULT = """(days = 0 AND state = 'succeeded' AND kept_until IS NULL
-    AND ended_at > now() - make_interval(secs => :result_expires_s)
-    AND EXISTS (SELECT 1 FROM results WHERE job_id = jobs.id AND fetched_at IS NULL))"""
+KEPT_TO = """(greatest(ended_at, (SELECT coalesce(batches.ended_at, now()) FROM batches WHERE batches.id = batch_id))
+    + make_interval(secs => :result_expires_s))"""
+"""A result of a batch is fetched with all others of it, when the batch has ended."""
 
-FORGET = """
+KEEPS_RESULT = f"""(days = 0 AND state = 'succeeded' AND kept_until IS DISTINCT FROM ended_at
+    AND {KEPT_TO} > now()
+    AND EXISTS (SELECT 1 FROM results WHERE job_id = jobs.id AND fetched_at IS NULL))"""  # noqa: S608 - a constant
+
+FORGET = f"""
     payloads_gone AS (
         DELETE FROM payloads USING due WHERE job_id = due.id RETURNING job_id
     ), answers_gone AS (
@@ -30,10 +34,10 @@ FORGET = """
     ), results_gone AS (
         DELETE FROM results USING due WHERE job_id = due.id AND NOT keeps_result RETURNING job_id
     ), purged AS (
-        UPDATE jobs SET purged_at = now(), document_name = NULL, metadata = '{}', detail = NULL
+        UPDATE jobs SET purged_at = now(), document_name = NULL, metadata = '{{}}', detail = NULL
         FROM due WHERE jobs.id = due.id AND NOT keeps_result
     ), kept AS (
-        UPDATE jobs SET kept_until = ended_at + make_interval(secs => :result_expires_s)
+        UPDATE jobs SET kept_until = {KEPT_TO}
         FROM due WHERE jobs.id = due.id AND keeps_result
     )
     SELECT (SELECT count(*) FROM due) AS jobs,
@@ -41,7 +45,7 @@ FORGET = """
         (SELECT count(*) FROM answers_gone) AS answers,
         (SELECT count(*) FROM results_gone) AS results,
         (SELECT count(*) FROM due WHERE is_labelled AND NOT keeps_result) AS labels
-"""
+"""  # noqa: S608 - a constant
 
 # Tenants without a period of their own are walked by index, one step each: a list of all jobs may be long.
 PURGE_EXPIRED = text(f"""
@@ -98,12 +102,15 @@ SURVEY = text(f"""
 
 # `kept_until` is set whatever it was: a purge and a fetch that meet see each other in the row of the job alone.
 FETCHED = text("""
-    WITH job AS (
-        SELECT id FROM jobs WHERE id = :job_id AND state = 'succeeded' AND ended_at = :ended_at FOR UPDATE
+    WITH given AS (
+        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:ends AS timestamptz[])) AS given(id, ended_at)
+    ), job AS (
+        SELECT jobs.id FROM jobs JOIN given USING (id, ended_at) WHERE state = 'succeeded'
+        ORDER BY id FOR UPDATE OF jobs
     ), fetched AS (
         UPDATE results SET fetched_at = now() FROM job WHERE job_id = job.id AND fetched_at IS NULL RETURNING job_id
     )
-    UPDATE jobs SET kept_until = now() FROM fetched WHERE jobs.id = job_id
+    UPDATE jobs SET kept_until = ended_at FROM fetched WHERE jobs.id = job_id
 """)
 
 HOLD = text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
@@ -168,7 +175,8 @@ def purge_expired(
     """Delete the text of jobs that ended longer ago than their tenant's period, and give how many lost some.
 
     Periods are in days, None is for ever; `default` is for tenants that `periods` does not name. Where the period is 0
-    the result of a success stays until it was fetched, or for RESULT_EXPIRES_S. Safe to run twice and beside itself.
+    the result of a success stays until it was fetched, or for RESULT_EXPIRES_S from its end or that of its batch. Safe
+    to run twice and beside itself.
     """
     if default is None and all(days is None for days in periods.values()):
         return 0
@@ -208,9 +216,10 @@ def prove(before: Survey, batches: list[Purged], after: Survey) -> PurgeProof:
     )
 
 
-def note_fetch(connection: Connection, job_id: UUID, ended_at: datetime) -> None:
-    """Note that the result of the success which ended then was read, and may go now; the first time counts."""
-    connection.execute(FETCHED, {"job_id": job_id, "ended_at": ended_at})
+def note_fetched(connection: Connection, fetched: Sequence[tuple[UUID, datetime]]) -> None:
+    """Note that the results of successes which ended then were read, and may go now; the first time counts."""
+    values = {"ids": [str(job_id) for job_id, _ in fetched], "ends": [ended_at for _, ended_at in fetched]}
+    connection.execute(FETCHED, values)
 
 
 def hold(connection: Connection, ids: list[UUID]) -> None:

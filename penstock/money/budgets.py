@@ -1,14 +1,15 @@
 """What a tenant may spend. It must not know what has been spent, or what a call costs.
 
-A budget holds for a tenant or one of its projects, for a day or a month (UTC), in nano-dollars or in tokens; or for a
-batch, whose id then stands in the place of the project. It is a row, so that a change acts on the next call of every
-process. No row, or no hard limit, is any amount; zero is nothing.
+A budget holds for a tenant or one of its projects, for a day or a month (UTC), in nano-dollars or in tokens. It is a
+row, so that a change acts on the next call of every process. No row, or no hard limit, is any amount; zero is nothing.
+What a batch may cost stands in its own row, and is a budget whose project is the batch's id.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 
@@ -20,7 +21,7 @@ Kept = Literal["soft_limit", "hard_limit", "on_exhausted"]
 
 
 class Period(StrEnum):
-    """For how long a budget lasts; days and months begin at midnight UTC, a batch lasts until it ends."""
+    """For how long a budget lasts; days and months begin at midnight UTC, that of a batch is its whole life."""
 
     DAY = "day"
     MONTH = "month"
@@ -102,9 +103,14 @@ REMOVE = text("""
 
 LIST = text("""
     SELECT tenant, project, period, unit, soft_limit, hard_limit, on_exhausted FROM budgets
-    WHERE (CAST(:tenants AS text[]) IS NULL OR tenant = ANY(CAST(:tenants AS text[])))
-        AND period = ANY(CAST(:periods AS text[]))
+    WHERE CAST(:tenants AS text[]) IS NULL OR tenant = ANY(CAST(:tenants AS text[]))
     ORDER BY tenant, project, period, unit
+""")
+
+CAPS = text("""
+    SELECT tenant, id::text AS project, 'batch' AS period, 'nanodollars' AS unit, NULL AS soft_limit,
+        max_nanodollars AS hard_limit, 'refuse' AS on_exhausted
+    FROM batches WHERE id = ANY(CAST(:batches AS uuid[])) AND max_nanodollars IS NOT NULL
 """)
 
 
@@ -132,14 +138,15 @@ def remove_budget(connection: Connection, tenant: str, project: str, period: Per
 
 def list_budgets(connection: Connection, tenant: str | None = None) -> list[Budget]:
     """List the budgets of a tenant, or of all, for days and months."""
-    values = {"tenants": None if tenant is None else [tenant], "periods": list(CALENDAR)}
-    return [_budget(row) for row in connection.execute(LIST, values)]
+    return [_budget(row) for row in connection.execute(LIST, {"tenants": None if tenant is None else [tenant]})]
 
 
-def budgets_of(connection: Connection, tenants: Sequence[str]) -> list[Budget]:
-    """List what limits the calls of several tenants: their budgets, and those of their batches."""
-    values = {"tenants": list(tenants), "periods": list(Period)}
-    return [_budget(row) for row in connection.execute(LIST, values)]
+def budgets_of(connection: Connection, tenants: Collection[str], batches: Collection[UUID]) -> list[Budget]:
+    """List what limits calls of these tenants, for these batches: their budgets, and what each batch may cost."""
+    rows = [*connection.execute(LIST, {"tenants": list(tenants)})]
+    if batches:
+        rows += connection.execute(CAPS, {"batches": [str(batch_id) for batch_id in batches]})
+    return [_budget(row) for row in rows]
 
 
 def _budget(row: Any) -> Budget:

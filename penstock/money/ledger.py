@@ -305,7 +305,8 @@ def _decide(connection: Connection, intents: Sequence[Intent]) -> list[Hold | Sh
     down before the other looks, and no call that holds accounts waits for one that wants them.
     """
     spent = spending.lock(connection, {(intent.tenant, intent.project, intent.batch_id) for intent in intents})
-    budgets = budgets_of(connection, sorted({intent.tenant for intent in intents}))
+    batches = {intent.batch_id for intent in intents if intent.batch_id is not None}
+    budgets = budgets_of(connection, {intent.tenant for intent in intents}, batches)
     wants = [
         Want(intent.tenant, intent.project, intent.bound, intent.max_tokens, intent.least_max_tokens, intent.batch_id)
         for intent in intents

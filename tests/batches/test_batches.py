@@ -6,24 +6,29 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import redis
 from sqlalchemy import Engine, text
 
+from penstock.batches import rows as batches
 from penstock.batches.batch import AbortIf, BatchState, Progress
 from penstock.client import Client
 from penstock.client.batches import BatchRequest
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
 from penstock.errors import BatchTakenError, InvalidRequestError
-from penstock.jobs import leases, release
+from penstock.jobs import leases, queries, release
 from penstock.jobs.execution import Claim, ClaimedJob, Ending, Outcome, claim, finish
 from penstock.jobs.release import Allowance
 from penstock.money import ledger
+from penstock.money.budgets import Budget, Period, Unit, budgets_of, list_budgets, set_budget
 from penstock.money.holds import Hold, Shortfall
+from penstock.money.ledger import CallOutcome, Settlement
 from penstock.reasons import Reason
-from penstock.schemas import JobState, Lane
+from penstock.schemas import JobState, Lane, Usage
 from penstock.settings import Settings
 from tests.batches.conftest import REQUEST, documents
 from tests.jobs import rows
@@ -220,7 +225,9 @@ class TestPausing:
         client.cancel_batch("acme", "night")
         assert states(client) == {JobState.SUCCEEDED: 1, JobState.CANCELLED: 999}
         tend(engine, Doorbell(""))
-        batch = client.batch("night", REQUEST, items)
+        with pytest.raises(BatchTakenError, match="batch 'night' of tenant 'acme' was cancelled"):
+            client.batch("night", REQUEST, items)
+        batch = client.find_batch("acme", "night")
         assert (batch.state, batch.items) == (BatchState.CANCELLED, 1000)
         assert batch.ended_at is not None
         with pytest.raises(InvalidRequestError, match="batch 'night' is cancelled"):
@@ -283,15 +290,30 @@ class TestFault:
         return Progress(batch, counts, 0, settled, 0, 0, datetime.now(UTC))
 
     def test_jobs_that_cost_more_than_was_forecast_stop_it(self, client: Client) -> None:
-        assert self.progress(client, 15_000, succeeded=100).fault() is None
-        fault = self.progress(client, 16_000, succeeded=100).fault()
+        assert self.progress(client, 15_000, succeeded=100).fault(lambda: 160) is None
+        fault = self.progress(client, 16_000, succeeded=100).fault(lambda: 160)
         assert fault == "a job costs 1.60 times the most that was forecast, where 1.5 are allowed"
 
     def test_what_is_paid_for_jobs_that_are_about_to_end_is_no_fault_of_those_that_have(self, client: Client) -> None:
-        assert self.progress(client, 16_000, succeeded=100, running=60).fault() is None
+        assert self.progress(client, 16_000, succeeded=100, running=60).fault(lambda: 100) is None
+
+    def test_a_job_costs_what_its_answers_do_and_a_lost_call_says_nothing(self, client: Client, engine: Engine) -> None:
+        client.batch("night", REQUEST, documents(3))
+        intents = [replace(rows.intent(job), batch_id=job.batch_id) for job in run_some(engine, 3)]
+        calls = [replace(intents[0], call_id=uuid4()), *intents]
+        answered = Settlement(calls[0].call_id, CallOutcome.ANSWERED, 100, Usage(input_tokens=1, output_tokens=1))
+        with engine.begin() as connection:
+            ledger.intend(connection, calls)
+            ledger.settle(connection, [replace(answered, call_id=each.call_id) for each in calls[:3]])
+            ledger.settle(connection, [Settlement(calls[3].call_id, CallOutcome.UNKNOWN, None)])
+            batch = batches.find(connection, "acme", "night")
+            assert batches.paid_a_job(connection, batch) == 150
+        client.pause_batch("acme", "night")
+        with engine.begin() as connection:
+            assert batches.paid_a_job(connection, client.resume_batch("acme", "night")) == 0
 
     def test_few_jobs_say_nothing(self, client: Client) -> None:
-        assert self.progress(client, 10**9, dead=49).fault() is None
+        assert self.progress(client, 10**9, dead=49).fault(lambda: 10**9) is None
 
 
 class TestCap:
@@ -311,6 +333,17 @@ class TestCap:
         with engine.begin() as connection:
             verdicts = ledger.intend(connection, intents)
         assert {type(verdict) for verdict in verdicts} == {Hold, Shortfall}
+
+    def test_it_is_a_budget_of_its_own_calls_alone(self, client: Client, engine: Engine) -> None:
+        own = Budget("acme", Period.DAY, Unit.TOKENS, hard_limit=7)
+        capped = client.batch("night", REQUEST, [], max_cost=1)
+        free = client.batch("day", REQUEST, [])
+        cap = Budget("acme", Period.BATCH, Unit.NANODOLLARS, str(capped.id), hard_limit=1)
+        with engine.begin() as connection:
+            set_budget(connection, own)
+            assert budgets_of(connection, ["acme"], [capped.id, free.id]) == [own, cap]
+            assert budgets_of(connection, ["acme"], [free.id]) == [own]
+            assert list_budgets(connection) == [own]
 
     def test_a_batch_that_has_used_it_up_stops_and_goes_on_with_another(self, client: Client, engine: Engine) -> None:
         client.batch("night", REQUEST, documents(5), max_cost=10)
@@ -355,3 +388,114 @@ class TestCallback:
         tend(engine, doorbell)
         doorbell.close()
         assert broker.llen("reports") == 1
+
+
+class TestRaces:
+    def test_a_job_that_is_cancelled_while_its_batch_goes_on_stays_cancelled(
+        self, client: Client, engine: Engine
+    ) -> None:
+        batch = client.batch("night", REQUEST, documents(20_000), start=datetime.now(UTC) + timedelta(hours=1))
+        with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.execute(text("VACUUM ANALYZE jobs"))
+        cancelled: list[UUID] = []
+        is_over = Event()
+
+        def cancel() -> None:
+            for number in range(1_000, 5_000, 10):
+                if is_over.is_set():
+                    return
+                with engine.begin() as connection:
+                    cancelled.extend(queries.cancel(connection, [batches.job_id(batch.id, number)]))
+
+        with ThreadPoolExecutor(1) as threads:
+            cancelling = threads.submit(cancel)
+            with engine.begin() as connection:
+                batches.unpark(connection, batch.id, most=5_000)
+            is_over.set()
+            cancelling.result()
+        assert cancelled
+        with engine.connect() as connection:
+            assert set(queries.states(connection, cancelled).values()) == {JobState.CANCELLED}
+
+
+class TestAfterTheEnd:
+    def dead(self, client: Client, engine: Engine) -> list[UUID]:
+        client.batch("night", REQUEST, documents(2), max_cost=1)
+        jobs = run_some(engine, 2)
+        end(engine, jobs, Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        tend(engine, Doorbell(""))
+        assert client.find_batch("acme", "night").state is BatchState.DONE
+        return [job.id for job in jobs]
+
+    def test_a_replayed_job_opens_its_batch_again_and_its_cap_still_holds(self, client: Client, engine: Engine) -> None:
+        dead = self.dead(client, engine)
+        assert len(client.replay(dead)) == 2
+        batch = client.find_batch("acme", "night")
+        assert (batch.state, batch.ended_at) == (BatchState.RUNNING, None)
+        intents = [replace(rows.intent(job), batch_id=job.batch_id) for job in run_some(engine, 2)]
+        with engine.begin() as connection:
+            assert {type(verdict) for verdict in ledger.intend(connection, intents)} == {Shortfall}
+        client.cancel_batch("acme", "night")
+        assert states(client) == {JobState.CANCELLED: 2}
+
+    def test_the_dead_of_a_cancelled_batch_are_not_replayed(self, client: Client, engine: Engine) -> None:
+        client.batch("night", REQUEST, documents(2))
+        jobs = run_some(engine, 1)
+        end(engine, jobs, Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        client.cancel_batch("acme", "night")
+        assert client.replay([jobs[0].id]) == []
+
+    def test_another_input_is_refused_when_the_first_is_stored_and_done(self, client: Client, engine: Engine) -> None:
+        items = documents(3)
+        client.batch("night", REQUEST, items)
+        for other in (items[:2], [{"document": "Other."}, *items[1:]]):
+            with pytest.raises(InvalidRequestError, match="its first 3 items are not those that batch 'night' was"):
+                client.batch("night", REQUEST, other)
+        with pytest.raises(InvalidRequestError, match="it has more items than the 3 that batch 'night' was begun with"):
+            client.batch("night", REQUEST, [*items, {"document": "One more."}])
+        succeed(engine, run_some(engine, 3))
+        tend(engine, Doorbell(""))
+        assert client.batch("night", REQUEST, items).state is BatchState.DONE
+
+    def test_a_callback_that_is_given_after_the_end_is_sent(
+        self, client: Client, engine: Engine, settings: Settings, broker: redis.Redis
+    ) -> None:
+        doorbell = Doorbell(settings.require_broker_url())
+        client.batch("night", REQUEST, [])
+        tend(engine, doorbell)
+        client.batch("night", REQUEST, [], callback="reports.ended@reports")
+        tend(engine, doorbell)
+        doorbell.close()
+        assert broker.llen("reports") == 1
+
+    @pytest.mark.parametrize("callback", ["", "@q", "task@", "a b", "ta\0sk", "x" * 201, "\ud800", "a@b@c"])
+    def test_a_callback_that_is_none_is_refused(self, client: Client, callback: str) -> None:
+        with pytest.raises(InvalidRequestError, match="callback"):
+            client.batch("night", REQUEST, [], callback=callback)
+        assert client.batches() == []
+
+
+class TestResuming:
+    def test_what_stopped_it_is_forgiven_and_only_what_comes_after_is_judged(
+        self, client: Client, engine: Engine
+    ) -> None:
+        client.batch("night", REQUEST, documents(200), abort_if=AbortIf(errors=0.1))
+        end(engine, run_some(engine, 60), Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        tend(engine, Doorbell(""))
+        assert client.find_batch("acme", "night").state is BatchState.STOPPED
+        client.resume_batch("acme", "night")
+        tend(engine, Doorbell(""))
+        assert client.find_batch("acme", "night").state is BatchState.RUNNING
+        end(engine, run_some(engine, 60), Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        tend(engine, Doorbell(""))
+        assert client.find_batch("acme", "night").state is BatchState.STOPPED
+
+    def test_the_rate_is_that_since_it_goes_on(self, client: Client, engine: Engine) -> None:
+        client.batch("night", REQUEST, documents(10))
+        succeed(engine, run_some(engine, 4))
+        client.pause_batch("acme", "night")
+        rows.execute(engine, "UPDATE batches SET starts_at = now() - interval '8 hours'")
+        client.resume_batch("acme", "night")
+        rows.execute(engine, "UPDATE batches SET resumed_at = now() - interval '10 seconds'")
+        succeed(engine, run_some(engine, 2))
+        assert client.batch_progress("acme", "night").rate == pytest.approx(0.2, rel=0.2)

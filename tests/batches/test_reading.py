@@ -178,6 +178,11 @@ def test_rows_of_a_query_are_read_through_a_cursor(engine: Engine) -> None:
     assert [item.number for item in found] == list(range(1, 1201))
 
 
+def test_a_query_is_sent_as_it_was_written(engine: Engine) -> None:
+    statement = "SELECT 'at 10:30, 50 % and ' || lower('A:b') || ('%' LIKE '%')::text AS document"
+    assert list(query(engine, statement, AS_THEY_ARE)) == [Item(1, {"document": "at 10:30, 50 % and a:btrue"})]
+
+
 def test_a_query_that_postgres_refuses_is_told(engine: Engine) -> None:
     with pytest.raises(InvalidRequestError, match='relation "nowhere" does not exist') as refusal:
         list(query(engine, "SELECT * FROM nowhere", AS_THEY_ARE))

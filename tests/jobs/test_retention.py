@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -68,6 +68,12 @@ def age(engine: Engine, job_id: UUID, days: float) -> None:
     )
 
 
+def later(engine: Engine, seconds: float) -> None:
+    """Let everything have happened so much earlier."""
+    for each in ("jobs SET kept_until = kept_until - :by, ended_at", "batches SET ended_at"):
+        rows.execute(engine, f"UPDATE {each} = ended_at - :by", by=timedelta(seconds=seconds))
+
+
 def degraded_job(engine: Engine) -> UUID:
     job = rows.running_job(engine)
     rows.finish(engine, Ending(job.id, job.fence, Outcome.SUCCEEDED, result="Sentences.", degraded=True))
@@ -87,7 +93,7 @@ def keep_nothing(connection: Connection) -> int:
 
 def fetch(engine: Engine, job_id: UUID) -> None:
     with engine.begin() as connection:
-        retention.note_fetch(connection, job_id, rows.row(engine, job_id)["ended_at"])
+        retention.note_fetched(connection, [(job_id, rows.row(engine, job_id)["ended_at"])])
 
 
 def held(engine: Engine, job_id: UUID) -> TextRows:
@@ -284,7 +290,7 @@ def test_without_retention_a_result_that_is_fetched_while_the_payload_goes_is_du
     ended_at = rows.row(engine, job_id)["ended_at"]
     with engine.connect() as purging:
         assert keep_nothing(purging) == 1
-        with rows.behind(engine, lambda connection: retention.note_fetch(connection, job_id, ended_at)):
+        with rows.behind(engine, lambda connection: retention.note_fetched(connection, [(job_id, ended_at)])):
             purging.commit()
     assert purge(engine, NOTHING_KEPT) == 1
     assert held(engine, job_id) == NO_TEXT
@@ -294,10 +300,34 @@ def test_without_retention_a_purge_that_began_before_a_fetch_takes_the_result_to
     job_id = ended_job(engine)
     ended_at = rows.row(engine, job_id)["ended_at"]
     with engine.connect() as fetching:
-        retention.note_fetch(fetching, job_id, ended_at)
+        retention.note_fetched(fetching, [(job_id, ended_at)])
         assert purge(engine, NOTHING_KEPT) == 0  # it passes over what somebody holds
         fetching.commit()
     assert rows.row(engine, job_id)["kept_until"] is not None
+    assert purge(engine, NOTHING_KEPT) == 1
+    assert held(engine, job_id) == NO_TEXT
+
+
+def test_without_retention_the_results_of_a_batch_wait_for_its_end(engine: Engine) -> None:
+    batch_id, job_id = uuid4(), ended_job(engine)
+    rows.execute(
+        engine,
+        "INSERT INTO batches (id, tenant, name, project, prompt_id, prompt_version, prompt_digest, tier, state,"
+        " request_digest, abort_if) VALUES (:id, 'acme', 'night', '', 'p', '1', 'd', 'small', 'running', 'd', '{}')",
+        id=batch_id,
+    )
+    rows.execute(engine, "UPDATE jobs SET batch_id = :id", id=batch_id)
+    for _ in range(3):
+        assert purge(engine, NOTHING_KEPT) == 1
+        assert held(engine, job_id) == TextRows(results=1, labels=1)
+        assert purge(engine, NOTHING_KEPT) == 0
+        later(engine, retention.RESULT_EXPIRES_S + 60)
+    rows.execute(engine, "UPDATE batches SET state = 'done', ended_at = now()")
+    assert purge(engine, NOTHING_KEPT) == 1
+    later(engine, retention.RESULT_EXPIRES_S - 60)
+    assert purge(engine, NOTHING_KEPT) == 0
+    assert held(engine, job_id) == TextRows(results=1, labels=1)
+    later(engine, 120)
     assert purge(engine, NOTHING_KEPT) == 1
     assert held(engine, job_id) == NO_TEXT
 
@@ -319,12 +349,7 @@ def test_a_result_that_waits_goes_in_the_end_whatever_its_tenant_is_granted_now(
     purge(engine, NOTHING_KEPT)
     waits_s = days * 86_400 + retention.RESULT_EXPIRES_S
     for later_s, jobs in ((waits_s - 60, 0), (120, 1)):
-        rows.execute(
-            engine,
-            "UPDATE jobs SET ended_at = ended_at - make_interval(secs => :s),"
-            " kept_until = kept_until - make_interval(secs => :s)",
-            s=later_s,
-        )
+        later(engine, later_s)
         assert purge(engine, {"acme": days}) == jobs
     assert held(engine, job_id) == NO_TEXT
 
@@ -380,7 +405,7 @@ def test_a_fetch_of_the_result_before_is_no_fetch_of_the_one_that_took_its_place
     assert again is not None
     rows.finish(engine, rows.success(again))
     with engine.begin() as connection:
-        retention.note_fetch(connection, job_id, seen)
+        retention.note_fetched(connection, [(job_id, seen)])
     assert purge(engine, NOTHING_KEPT) == 1
     assert held(engine, job_id).results == 1
     fetch(engine, job_id)

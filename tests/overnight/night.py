@@ -91,7 +91,7 @@ class Night:
         """Let the jobs of a batch follow its state, as upkeep does."""
         with self.rooms.engine.begin() as connection:
             (batch,) = (each for each in batches.live(connection) if each.id == batch_id)
-            follow(connection, batch, has_begun=True)
+            follow(connection, batch)
 
     def answer_live(self) -> int:
         """Answer the queued and retrying jobs by live calls, and give how many there were."""

@@ -55,12 +55,11 @@ CREATE VIEW ledger_amounts WITH (security_invoker = true) AS
     SELECT call_id, nanodollars, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens
     FROM ledger_corrections;
 
--- What a tenant, or one of its projects, may spend in a day or a month (UTC); or a batch, whose id is then in the place
--- of the project. No row, or no hard limit: any amount.
+-- What a tenant, or one of its projects, may spend in a day or a month (UTC). No row, or no hard limit: any amount.
 CREATE TABLE budgets (
     tenant       text NOT NULL,
     project      text NOT NULL DEFAULT '',
-    period       text NOT NULL CHECK (period IN ('day', 'month', 'batch')),
+    period       text NOT NULL CHECK (period IN ('day', 'month')),
     unit         text NOT NULL CHECK (unit IN ('nanodollars', 'tokens')),
     soft_limit   bigint CHECK (soft_limit >= 0),
     hard_limit   bigint CHECK (hard_limit >= 0),

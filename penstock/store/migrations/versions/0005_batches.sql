@@ -22,6 +22,10 @@ CREATE TABLE batches (
     is_loaded       boolean NOT NULL DEFAULT false,
     created_at      timestamptz NOT NULL DEFAULT now(),
     starts_at       timestamptz NOT NULL DEFAULT now(),
+    resumed_at      timestamptz,
+    ended_before    bigint NOT NULL DEFAULT 0,
+    dead_before     bigint NOT NULL DEFAULT 0,
+    settled_before  bigint NOT NULL DEFAULT 0,
     ended_at        timestamptz,
     announced       boolean NOT NULL DEFAULT false,
     CONSTRAINT batches_name UNIQUE (tenant, name)
@@ -29,6 +33,7 @@ CREATE TABLE batches (
 
 COMMENT ON COLUMN batches.state IS 'stopped: by itself, for its reason; it can be resumed, as a paused one can';
 COMMENT ON COLUMN batches.request_digest IS 'what it was asked to do, so that another request under its name is refused';
+COMMENT ON COLUMN batches.resumed_at IS 'when it last went on, with so many jobs ended and dead, and so much paid';
 COMMENT ON COLUMN batches.items IS 'how many of the input are rows here, jobs and errors; those behind them are to be read';
 COMMENT ON COLUMN batches.items_digest IS 'of those items, so that another input under the same name is refused';
 
