@@ -11,7 +11,14 @@ from pydantic import Field
 from penstock import telemetry
 from penstock.admission import Admission, Want, admit
 from penstock.call import Answered, Call, CallContext, bound_of, in_flight, make
-from penstock.errors import BudgetError, ConfigurationError, NotAdmittedError, OutputTruncatedError, ProviderError
+from penstock.errors import (
+    BudgetError,
+    ConfigurationError,
+    NotAdmittedError,
+    OutputInvalidError,
+    OutputTruncatedError,
+    ProviderError,
+)
 from penstock.house import House
 from penstock.money.budgets import Unit
 from penstock.money.prices import UpperBound
@@ -71,10 +78,12 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
     digest = digest_of(rendered)
     known = await _recall(house, request, digest)
     if known.answer is not None:
-        return _reuse(known.answer, prompt)
+        if (reused := _reuse(known.answer, prompt)) is not None:
+            return reused
+        request = request.model_copy(update={"context": request.context.model_copy(update={"is_fresh": True})})
     found = await _search(house, request, prompt, digest)
-    if found.given is not None:
-        return _reuse(found.given, prompt)
+    if found.given is not None and (reused := _reuse(found.given, prompt)) is not None:
+        return reused
     want = await _measure(house, request, prompt, rendered)
     if known.was_cut:
         want = replace(want, is_repeat=True)
@@ -171,10 +180,15 @@ async def _recall(house: House, request: CompletionRequest, digest: str) -> Reco
     return known
 
 
-def _reuse(known: JournaledAnswer, prompt: Prompt) -> Completion:
+def _reuse(known: JournaledAnswer, prompt: Prompt) -> Completion | None:
+    """Give an answer that was paid for before; None where it was kept unseen, and is of no use."""
+    try:
+        text = prompt.parse_output(known.text)
+    except OutputInvalidError:
+        return None
     telemetry.emit("call.reused" if known.is_own else "call.cached", call=str(known.call_id))
     return Completion(
-        text=prompt.parse_output(known.text),
+        text=text,
         model_asked=known.deployment,
         model_served=known.model_served,
         usage=known.usage if known.is_own else Usage(),

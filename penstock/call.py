@@ -307,8 +307,13 @@ async def _was_stopped(writing: "asyncio.Future[Any]") -> bool:
 
 def usable(prompt: Prompt, answer: ModelAnswer, max_tokens: int) -> str:
     """Give the text of an answer in normal form; raise ProviderError or OutputInvalidError."""
+    check_finish(answer, max_tokens)
+    return prompt.parse_output(answer.text)
+
+
+def check_finish(answer: ModelAnswer, max_tokens: int) -> None:
+    """Raise ProviderError for an answer that was cut or withheld, whatever its prompt wants."""
     if answer.finish_reason == "length":
         raise OutputTruncatedError(max_tokens)
     if answer.finish_reason == "content_filter":
         raise ProviderError(Reason.CONTENT_POLICY, "the provider withheld its answer")
-    return prompt.parse_output(answer.text)

@@ -22,7 +22,7 @@ from penstock.reasons import Reason
 from penstock.settings import Settings
 from tests import test_cli
 from tests.batches.conftest import REQUEST, documents
-from tests.batches.test_batches import end, run_some, succeed
+from tests.batches.runs import end, run_some, succeed
 from tests.jobs import rows
 from tests.test_cli import Penstock
 from workers.upkeep import forget, tend

@@ -12,6 +12,8 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from penstock.attempt import Report, run
+from penstock.gates.breaker import BreakerSettings, read_status
+from penstock.gates.scripts import SyncScripts
 from penstock.house import House
 from penstock.jobs import retention
 from penstock.jobs.execution import Outcome
@@ -199,6 +201,14 @@ def test_without_an_embedding_a_model_answers_as_if_there_were_no_tier(tier: Roo
     total = tier.row("SELECT sum(nanodollars)::bigint AS total FROM ledger").total
     assert total >= tier.invoice()
     assert tier.row("SELECT count(*) AS found FROM ledger WHERE state = 'intent'").found == 0
+
+
+def test_an_embedding_that_hangs_is_given_up_and_its_breaker_hears_of_it(tier: Rooms) -> None:
+    tier.fault("hang", model="sim-embedding", hold_s=30)
+    ask(tier, INSTRUCTION)
+    embedding = tier.row("SELECT outcome, reason FROM ledger WHERE deployment = 'sim-embedding'")
+    assert (embedding.outcome, embedding.reason) == ("unknown", "timeout")
+    assert read_status(SyncScripts(tier.gates), "sim-embedding", BreakerSettings()).failures_in_a_row == 1
 
 
 def test_a_retry_does_not_pay_for_the_embedding_again(tier: Rooms) -> None:

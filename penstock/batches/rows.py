@@ -127,15 +127,19 @@ ERRORS = text("""
     SELECT number, reason FROM batch_errors WHERE batch_id = :id AND number > :after ORDER BY number LIMIT :most
 """)
 
+# An embedding has no output; a call in a file takes hours and says nothing about live ones.
 HISTORY = text("""
     SELECT count(*) AS calls, coalesce(avg(tokens), 0)::float8 AS mean_tokens,
-        coalesce(stddev_samp(tokens), 0)::float8 AS deviation, coalesce(avg(seconds), 0)::float8 AS latency_s
+        coalesce(stddev_samp(tokens), 0)::float8 AS deviation,
+        coalesce(avg(seconds) FILTER (WHERE seconds < 600), 0)::float8 AS latency_s
     FROM (
         SELECT output_tokens + reasoning_tokens AS tokens, extract(epoch FROM settled_at - intended_at) AS seconds
         FROM (
             SELECT * FROM ledger WHERE tenant = :tenant AND intended_at > now() - interval '30 days'
             ORDER BY intended_at DESC LIMIT 20000) AS latest
-        WHERE prompt_id = :prompt AND tier = :tier AND outcome = 'answered' AND reason IS NULL LIMIT 2000
+        WHERE prompt_id = :prompt AND tier = :tier AND outcome = 'answered' AND reason IS NULL
+            AND output_tokens + reasoning_tokens > 0
+        LIMIT 2000
     ) AS answers
 """)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -94,28 +95,30 @@ def claim(connection: Connection, claims: Sequence[Claim]) -> list[ClaimedJob | 
     rows = json.dumps([{"job_id": str(claim.job_id), "worker": claim.worker} for claim in claims])
     taken = {}
     for row in connection.execute(CLAIM, {"rows": rows}):
-        taken[row.id, row.worker] = ClaimedJob(
-            id=row.id,
-            fence=row.fence,
-            worker=row.worker,
-            tenant=row.tenant,
-            project=row.project,
-            batch_id=row.batch_id,
-            prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
-            tier=row.tier,
-            lane=Lane(row.lane),
-            failures=row.failures,
-            on_unavailable=OnUnavailable(row.on_unavailable),
-            deadline=row.deadline,
-            created_at=row.created_at,
-            started_at=row.started_at,
-            waited_s=row.waited_s,
-            ends_in_s=row.ends_in_s,
-            variables=row.variables,
-            document=row.document,
-            is_fresh=row.is_fresh,
-        )
+        run = {name: getattr(row, name) for name in ("fence", "worker", "started_at", "waited_s", "ends_in_s")}
+        taken[row.id, row.worker] = claimed(row, **run)
     return [taken.pop((claim.job_id, claim.worker), None) for claim in claims]
+
+
+def claimed(row: Any, **run: Any) -> ClaimedJob:
+    """Make a job of its row; `run` is what that says of no run, or not of this one. A purged job has lost its text."""
+    return ClaimedJob(
+        id=row.id,
+        tenant=row.tenant,
+        project=row.project,
+        batch_id=row.batch_id,
+        prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
+        tier=row.tier,
+        lane=Lane(row.lane),
+        failures=row.failures,
+        on_unavailable=OnUnavailable(row.on_unavailable),
+        deadline=row.deadline,
+        created_at=row.created_at,
+        variables=row.variables or {},
+        document=row.document,
+        is_fresh=row.is_fresh,
+        **run,
+    )
 
 
 class Outcome(StrEnum):

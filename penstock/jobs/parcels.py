@@ -15,9 +15,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, text
 
 from penstock.errors import FencedError
-from penstock.jobs.execution import ClaimedJob, Ending, finish
+from penstock.jobs.execution import ClaimedJob, Ending, claimed, finish
 from penstock.jobs.parcel import Parcel, ParcelState, Request, Sent, Wish
-from penstock.schemas import Lane, OnUnavailable, PromptReference
 
 ELIGIBLE = """state IN ('paused', 'queued') AND lane = 'batch' AND due_at <= now()
     AND NOT EXISTS (SELECT 1 FROM provider_requests AS had WHERE had.job_id = jobs.id)"""
@@ -149,8 +148,19 @@ BY_CALL = text(f"""
 
 UNANSWERED = text("""
     SELECT job_id, fence, call_id, request_digest FROM provider_requests
-    WHERE provider_batch_id = :parcel AND is_open LIMIT :most
+    WHERE provider_batch_id = :parcel AND is_open AND call_id IS NOT NULL LIMIT :most
 """)
+
+REPEATS = text("""
+    SELECT job_id, fence, call_id, request_digest FROM provider_requests AS repeat
+    WHERE provider_batch_id = :parcel AND is_open AND call_id IS NULL AND NOT EXISTS (
+        SELECT 1 FROM provider_requests AS asking JOIN provider_batches AS parcel ON parcel.id = provider_batch_id
+        WHERE asking.is_open AND asking.call_id IS NOT NULL AND parcel.batch_id = :batch_id
+            AND asking.request_digest = repeat.request_digest)
+    LIMIT :most
+""")
+
+IS_WAITED_FOR = text("SELECT EXISTS (SELECT 1 FROM provider_requests WHERE provider_batch_id = :parcel AND is_open)")
 
 LEAVE_OUT = text("""
     SELECT job_id, fence, call_id, request_digest FROM provider_requests
@@ -270,8 +280,19 @@ def left_out(connection: Connection, parcel: Parcel, calls: Iterable[UUID]) -> l
 
 
 def unanswered(connection: Connection, parcel: Parcel, *, most: int) -> list[Request]:
-    """Give open requests."""
+    """Give open requests that have a call."""
     return [_request(row) for row in connection.execute(UNANSWERED, {"parcel": parcel.id, "most": most})]
+
+
+def repeats(connection: Connection, parcel: Parcel, *, most: int) -> list[Request]:
+    """Give open requests without a call, of which no open one of the batch asks the same any more."""
+    given = {"parcel": parcel.id, "batch_id": parcel.batch_id, "most": most}
+    return [_request(row) for row in connection.execute(REPEATS, given)]
+
+
+def is_waited_for(connection: Connection, parcel: Parcel) -> bool:
+    """Tell whether a request of the parcel is open."""
+    return bool(connection.scalar(IS_WAITED_FOR, {"parcel": parcel.id}))
 
 
 def end(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
@@ -312,25 +333,6 @@ def _sent(row: Any, parcel: Parcel) -> Sent:
 
 
 def _job(row: Any, parcel: Parcel, fence: int) -> ClaimedJob:
-    """Give a job as the parcel's run of it sees it; a purged one has lost its text."""
-    return ClaimedJob(
-        id=row.id,
-        fence=fence,
-        worker=parcel.worker,
-        tenant=row.tenant,
-        project=row.project,
-        batch_id=row.batch_id,
-        prompt=PromptReference(id=row.prompt_id, version=row.prompt_version, digest=row.prompt_digest),
-        tier=row.tier,
-        lane=Lane(row.lane),
-        failures=row.failures,
-        on_unavailable=OnUnavailable(row.on_unavailable),
-        deadline=row.deadline,
-        created_at=row.created_at,
-        started_at=parcel.created_at,
-        waited_s=0.0,
-        ends_in_s=None,
-        variables=row.variables or {},
-        document=row.document,
-        is_fresh=row.is_fresh,
-    )
+    """Give a job as the parcel's run of it sees it."""
+    run = {"worker": parcel.worker, "started_at": parcel.created_at, "waited_s": 0.0, "ends_in_s": None}
+    return claimed(row, fence=fence, **run)

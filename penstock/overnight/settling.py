@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from penstock import ai, telemetry
 from penstock.attempt import failed
-from penstock.call import GAVE_UP_WAITING, tell_passed, usable
+from penstock.call import GAVE_UP_WAITING, check_finish, tell_passed
 from penstock.errors import ConfigurationError, InvalidRequestError, OutputInvalidError, ProviderError, Reason
 from penstock.failpoints import Failpoint, reach
 from penstock.jobs import parcels
@@ -108,11 +108,9 @@ async def _answered(desk: Desk, sent: Sent, answer: ModelAnswer) -> tuple[Settle
     )
     job = sent.job
     try:
-        text = usable(ai.find_prompt(desk.house, job.prompt), answer, sent.max_tokens)
-    except (
-        ConfigurationError,
-        InvalidRequestError,
-    ) as error:  # its prompt is not here: a live attempt finds the answer
+        check_finish(answer, sent.max_tokens)
+        text = ai.find_prompt(desk.house, job.prompt).parse_output(answer.text)
+    except (ConfigurationError, InvalidRequestError) as error:  # its prompt is away: a live attempt finds the answer
         return kept, Ending(job.id, job.fence, Outcome.DEFERRED, detail=str(error))
     except ProviderError as error:
         ending = await failed(desk.house, job, error.reason, str(error))
@@ -148,29 +146,34 @@ async def _write(desk: Desk, settlements: Sequence[Settlement], endings: Sequenc
 
 
 async def _hand_over(desk: Desk, parcel: Parcel) -> None:
-    """Let what has no answer take the way of live calls; what may have been run stays at its upper bound."""
+    """Let calls without an answer be made live; what may have been run stays at its upper bound."""
     was_heard = parcel.provider_id is not None or parcel.asked_at is not None
     was_run = was_heard and parcel.provider_state != BatchState.FAILED
     outcome, cost = (CallOutcome.UNKNOWN, None) if was_run else (CallOutcome.NOT_SENT, 0)
     count = 0
     while left := await desk.transact(parcels.unanswered, parcel, most=RESULTS_A_CHUNK):
-        calls = [each.call_id for each in left if each.call_id is not None]
-        settlements = [Settlement(call_id, outcome, cost, reason=Reason.UNAVAILABLE) for call_id in calls]
-        endings = [
-            Ending(each.job_id, each.fence, Outcome.DEFERRED, Reason.UNAVAILABLE, UNANSWERED)
-            if each.call_id is not None
-            else Ending(each.job_id, each.fence, Outcome.DEFERRED)
-            for each in left
+        settlements = [
+            Settlement(each.call_id, outcome, cost, reason=Reason.UNAVAILABLE) for each in left if each.call_id
         ]
+        endings = [Ending(each.job_id, each.fence, Outcome.DEFERRED, Reason.UNAVAILABLE, UNANSWERED) for each in left]
         await _write(desk, settlements, endings)
         await desk.hold(parcel)
-        count += len(calls)
+        count += len(left)
     if count:
         telemetry.emit("parcel.unanswered", parcel=str(parcel.id), requests=count)
 
 
 async def clear(desk: Desk, parcel: Parcel) -> None:
-    """Delete the files at the provider; where that fails they expire there."""
+    """Let repeats find the answers to what they ask, then delete the files; where that fails they expire there.
+
+    A repeat may wait for another file of its batch, which ends later. That one never waits for this.
+    """
+    while repeats := await desk.transact(parcels.repeats, parcel, most=RESULTS_A_CHUNK):
+        await _write(desk, [], [Ending(each.job_id, each.fence, Outcome.DEFERRED) for each in repeats])
+        await desk.hold(parcel)
+    if await desk.transact(parcels.is_waited_for, parcel):
+        await desk.keep(parcel, delay_s=desk.terms.poll_s)
+        return
     try:
         deployment = desk.deployment(parcel)
         for file_id in (parcel.input_file, parcel.output_file, parcel.error_file):

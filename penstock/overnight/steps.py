@@ -1,5 +1,6 @@
 """The steps of a parcel, in order. It must not know how often they are taken, or by whom."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from penstock.errors import FencedError
@@ -31,13 +32,17 @@ async def work(desk: Desk, *, looks_for_wishes: bool = True) -> int:
 async def advance(desk: Desk) -> bool:
     """Take one step of one parcel, and tell whether there was one to take.
 
-    A step that fails keeps its parcel from being due for a while, and raises what it raised.
+    A step that fails keeps its parcel from being due for a while, and raises what it raised; of one that is stopped
+    another process takes the turn at once.
     """
     parcel = await desk.transact(parcels.take_turn, hold_s=desk.terms.hold_s)
     if parcel is None:
         return False
     try:
         await STEPS[parcel.state](desk, parcel)
+    except asyncio.CancelledError:
+        await asyncio.shield(desk.transact(parcels.give_up_turn, parcel, delay_s=0.0))
+        raise
     except FencedError:  # it took so long that another process has gone on
         return True
     except Exception:

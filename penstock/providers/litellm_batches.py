@@ -215,12 +215,16 @@ class LiteLLMBatchProvider:
 
 
 def _read_batch(batch: Any) -> ProviderBatch:
-    """Read a batch; some servers write an absent file as an empty name."""
+    """Read a batch, some servers write an absent file as an empty name; raise ProviderError."""
+    try:
+        state = BatchState(batch.status)
+    except ValueError:
+        raise ProviderError(Reason.MALFORMED_ANSWER, "the batch is in a state that is not known") from None
     counts, errors = batch.request_counts, getattr(batch.errors, "data", None) or []
     codes = [safe_token(getattr(error, "code", None)) for error in errors]
     return ProviderBatch(
         id=batch.id,
-        state=BatchState(batch.status),
+        state=state,
         completed=counts.completed if counts else 0,
         output_file=batch.output_file_id or None,
         error_file=batch.error_file_id or None,

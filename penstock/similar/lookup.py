@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +30,8 @@ from penstock.tenants import Similar
 
 PATIENCE_S = 5.0
 """How long an embedding may take: a model's answer takes not much longer."""
+WAIT_S = 1.0
+"""How much longer it may wait to be asked for."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +165,11 @@ async def _embed(house: House, asked: Asked, deployment: Deployment) -> tuple[fl
         counted=await house.provider.count_tokens(deployment, [message]),
         max_tokens=1,
     )
+    ends_by = house.clock.now() + timedelta(seconds=PATIENCE_S)
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S + WAIT_S):
             call = Call(
-                context=context,
+                context=context.model_copy(update={"deadline": min(context.deadline or ends_by, ends_by)}),
                 prompt=replace(prompt, output=None),
                 rendered=RenderedPrompt(prompt=prompt.reference, messages=(message,), max_tokens=1),
                 digest=digest,

@@ -24,3 +24,12 @@ def client(settings: Settings, engine: Engine, broker: redis.Redis) -> Iterator[
 def documents(count: int) -> list[dict[str, Any]]:
     """Make items that are all different."""
     return [{"document": f"Report {number}. The agency met on day {number}."} for number in range(1, count + 1)]
+
+
+class BrokenOffError(Exception):
+    """The input ended where nobody expected it."""
+
+
+def broken_off(items: list[dict[str, Any]], after: int) -> Iterator[dict[str, Any]]:
+    yield from items[:after]
+    raise BrokenOffError

@@ -6,6 +6,7 @@ from shutil import copytree
 
 import pytest
 
+from penstock.settings import Settings
 from tests.money.books import assert_balanced
 from tests.overnight.night import Night
 
@@ -200,17 +201,56 @@ def test_an_answer_without_a_choice_is_paid(night: Night) -> None:
     finish_live(night, 2)
 
 
-def test_an_answer_that_was_cut_is_paid_and_never_passed_on(night: Night, tmp_path: Path) -> None:
+def no_prompts(tmp_path: Path) -> Path:
+    """Make a folder of prompts that has none."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    return folder
+
+
+def with_short_answers(night: Night, tmp_path: Path) -> Settings:
+    """Give settings by which a model's answer is cut."""
     config = copytree(night.rooms.settings.config, tmp_path / "config")
     models = config / "models.toml"
     models.write_text(models.read_text().replace("max_output_tokens = 4096", "max_output_tokens = 8", 1))
-    night.rooms.settings = night.rooms.settings.model_copy(update={"config": config})
+    return night.rooms.settings.model_copy(update={"config": config})
+
+
+def test_an_answer_that_was_cut_is_paid_and_never_passed_on(night: Night, tmp_path: Path) -> None:
+    night.rooms.settings = with_short_answers(night, tmp_path)
     night.begin(1)
     night.work()
     assert night.rooms.row("SELECT state, reason FROM jobs") == ("dead", "output_truncated")
     assert night.rooms.row("SELECT reason, nanodollars > 0 AS paid FROM ledger") == ("output_truncated", True)
     assert night.rooms.row("SELECT count(*) AS it FROM results").it == 0
     night.assert_paid_once()
+
+
+def test_an_answer_that_was_cut_is_not_passed_on_where_its_prompt_is_away_meanwhile(
+    night: Night, tmp_path: Path
+) -> None:
+    settings = with_short_answers(night, tmp_path)
+    night.rooms.settings = settings
+    night.begin(1)
+    night.work(4)
+    night.rooms.settings = settings.model_copy(update={"prompts": no_prompts(tmp_path)})
+    night.work()
+    assert night.rooms.row("SELECT state, reason FROM jobs") == ("dead", "output_truncated")
+    assert night.rooms.row("SELECT count(*) AS it FROM answers").it == 0
+    night.assert_paid_once()
+
+
+def test_an_answer_that_turns_out_to_be_of_no_use_is_asked_for_anew(night: Night, tmp_path: Path) -> None:
+    settings = night.rooms.settings
+    night.rooms.fault("wrong_schema", mode="json", model="sim-small")
+    night.begin(1, prompt="extract_metadata")
+    night.work(4)
+    night.rooms.settings = settings.model_copy(update={"prompts": no_prompts(tmp_path)})
+    night.work()
+    night.rooms.settings = settings
+    assert night.rooms.row("SELECT count(*) AS it FROM answers").it == 1
+    finish_live(night, 1)
+    assert night.outcomes() == {"answered": 2}
 
 
 @pytest.mark.parametrize("fault", ["throttled", "server_error", "unavailable", "lost_answer"])

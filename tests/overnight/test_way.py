@@ -8,7 +8,7 @@ import pytest
 from penstock.money.budgets import Budget, Period, Unit, set_budget
 from penstock.money.ledger import abandon
 from tests.money.books import assert_balanced
-from tests.overnight.night import Night
+from tests.overnight.night import AT_ONCE, Night
 from tests.rooms import DOCUMENT
 
 
@@ -132,6 +132,32 @@ def test_jobs_that_ask_the_same_share_one_call(night: Night) -> None:
     assert night.states() == {"succeeded": 3}
     assert night.invoice()["calls"] == 2
     assert night.rooms.row("SELECT count(*) AS it FROM results WHERE cached").it == 1
+
+
+def test_what_another_file_of_the_batch_asks_is_waited_for_however_much_later_that_ends(night: Night) -> None:
+    night.terms = replace(AT_ONCE, most_requests=1)
+    night.pace(None)
+    batch_id = night.begin(1, document="The same for all.")
+    night.work(3)
+    night.add(batch_id, 2, document="The same for all.")
+    night.add(batch_id, 1, document="Another one.")
+    night.work(6)
+    assert night.rooms.row("SELECT count(*) AS it FROM provider_batches WHERE requests = 1").it == 2
+    first = night.rooms.row("SELECT id FROM provider_batches ORDER BY created_at LIMIT 1").id
+    night.execute("UPDATE provider_batches SET due_at = now() + interval '1 hour' WHERE id = :id", id=first)
+    night.pace(0)
+    night.work()
+    assert night.states() == {"paused": 3, "succeeded": 1}
+    assert night.answer_live() == 0
+    night.execute("UPDATE provider_batches SET due_at = now()")
+    night.work()
+    assert night.parcels() == {"ended": 2}
+    night.follow(batch_id)
+    night.answer_live()
+    assert night.states() == {"succeeded": 4}
+    assert night.invoice()["calls"] == 2
+    night.assert_paid_once()
+    assert night.provider_files() == []
 
 
 def test_what_was_answered_before_is_not_asked_again(night: Night) -> None:

@@ -233,6 +233,13 @@ def test_an_empty_name_of_a_file_is_none(told: Told) -> None:
     assert (batch.output_file, batch.error_file, batch.completed) == (None, None, 0)
 
 
+def test_a_state_that_nobody_knows_is_an_answer_that_cannot_be_read(told: Told) -> None:
+    told.body = BATCH | {"status": "pending"}
+    with pytest.raises(ProviderError) as trouble:
+        ask(lambda provider: provider.retrieve(deployment(told.url), "batch_1"))
+    assert trouble.value.reason is Reason.MALFORMED_ANSWER
+
+
 @pytest.mark.parametrize(
     ("fault", "reason", "status"),
     [

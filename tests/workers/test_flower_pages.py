@@ -22,7 +22,7 @@ from tornado.testing import bind_unused_port
 from penstock.client import Client
 from penstock.settings import Settings, default_settings
 from tests.batches.conftest import REQUEST, documents
-from tests.batches.test_batches import run_some, succeed
+from tests.batches.runs import run_some, succeed
 from tests.jobs import rows
 from workers import flower_pages
 
