@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Engine
 
 from penstock.batches.batch import BatchState
-from penstock.cli.batch import Window, first_after
 from penstock.cli.batch_display import watch
 from penstock.cli.batch_export import write_errors, write_jsonl
+from penstock.cli.batch_options import Window, first_after
 from penstock.client import Client
 from penstock.client.doorbell import Doorbell
 from penstock.jobs.execution import Outcome
