@@ -337,9 +337,9 @@ def texts(connection: Connection, batch_id: UUID, *, after: int, most: int) -> d
     return {row.batch_number: (row.document, row.text) for row in found}
 
 
-def errors(connection: Connection, batch_id: UUID, *, after: int, most: int) -> list[BadItem]:
-    """Give the refused items behind a number, in the order of the input."""
-    return [BadItem(row.number, row.reason) for row in connection.execute(ERRORS, _page(batch_id, after, most))]
+def errors(connection: Connection, batch_id: UUID, *, after: int, most: int) -> dict[int, str]:
+    """Give the reasons of refused items behind a number, by number, in the order of the input."""
+    return {row.number: row.reason for row in connection.execute(ERRORS, _page(batch_id, after, most))}
 
 
 def history(connection: Connection, tenant: str, prompt: str, tier: str) -> History:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchError", "BatchRequest", "Batches"]
 
 JOBS_A_PAGE = 500
+Row = TypeVar("Row")
 NAME_LENGTH = 200
 CALLBACK = re.compile(r"[\w.:-]+(@[\w.:-]+)?", re.ASCII)
 
@@ -187,14 +188,8 @@ class Batches:
     def batch_errors(self, tenant: str, name: str) -> Iterator[BatchError]:
         """Give the items of a batch that have no result and will have none: the refused first, then dead jobs."""
         batch = self.find_batch(tenant, name)
-        after = 0
-        while True:
-            with self._engine.connect() as connection:
-                refused = rows.errors(connection, batch.id, after=after, most=JOBS_A_PAGE)
-            if not refused:
-                break
-            yield from (BatchError(each.number, each.reason) for each in refused)
-            after = refused[-1].number
+        for refused in self._pages(batch, rows.errors):
+            yield from (BatchError(number, reason) for number, reason in refused.items())
         for number, job in self._jobs(batch):
             if job.state in {JobState.DEAD, JobState.CANCELLED}:
                 yield BatchError(number, f"{job.reason or job.state}: {job.detail or ''}".rstrip(": "), job.id)
@@ -208,25 +203,24 @@ class Batches:
         """
         from penstock.quality import check
 
-        batch = self.find_batch(tenant, name)
-        after = 0
-        while True:
-            with self._engine.connect() as connection:
-                page = rows.texts(connection, batch.id, after=after, most=JOBS_A_PAGE)
-            if not page:
-                return
+        for page in self._pages(self.find_batch(tenant, name), rows.texts):
             yield from ((number, check(document, result)) for number, (document, result) in page.items())
-            after = max(page)
 
     def _jobs(self, batch: Batch) -> Iterator[tuple[int, Job]]:
+        for page in self._pages(batch, rows.page):
+            with self._engine.connect() as connection:
+                found = queries.get(connection, list(page.values()))
+            yield from ((number, found[job_id]) for number, job_id in page.items())
+
+    def _pages(self, batch: Batch, read: Callable[..., dict[int, Row]]) -> Iterator[dict[int, Row]]:
+        """Give what `read` gives of a batch, by the number of the item, a page at a time."""
         after = 0
         while True:
             with self._engine.connect() as connection:
-                page = rows.page(connection, batch.id, after=after, most=JOBS_A_PAGE)
-                found = queries.get(connection, list(page.values()))
+                page = read(connection, batch.id, after=after, most=JOBS_A_PAGE)
             if not page:
                 return
-            yield from ((number, found[job_id]) for number, job_id in page.items())
+            yield page
             after = max(page)
 
     def _change(self, tenant: str, name: str, becomes: BatchState, *from_states: BatchState) -> Batch:

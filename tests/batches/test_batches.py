@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Event
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, text
 from penstock.batches import rows as batches
 from penstock.batches.batch import BatchState
 from penstock.client import Client
+from penstock.client.batch_input import CHARACTERS_A_CHUNK, BatchInput
 from penstock.client.batches import BatchRequest
 from penstock.client.doorbell import Doorbell
 from penstock.errors import BatchTakenError, InvalidRequestError
@@ -118,6 +120,15 @@ def test_a_request_that_is_wrong_begins_nothing(client: Client, field: str, valu
     with pytest.raises(InvalidRequestError, match=field):
         client.batch("night", replace(REQUEST, **{field: value}), documents(1))  # type: ignore[arg-type]
     assert client.batches() == []
+
+
+def test_a_folder_is_loaded_by_the_length_of_its_documents(client: Client, tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text("A word. " * 125_000)
+    given = BatchInput.open(client._intake, REQUEST, str(tmp_path), None)
+    chunks = [len(chunk.jobs) for chunk in given.chunks(client.batch("night", REQUEST, []))]
+    assert sum(chunks) == 40
+    assert max(chunks) <= CHARACTERS_A_CHUNK // 1_000_000 + 1
 
 
 def test_two_loaders_of_one_batch_store_each_item_once(settings: Settings, client: Client) -> None:
