@@ -69,11 +69,12 @@ RESUME = text("""
     WHERE id = :id
 """)
 
-HOLD = text("SELECT id FROM batches WHERE id = :id FOR UPDATE")
+IS_OVER = f"""id = :id AND ended_at IS NULL AND (is_loaded OR state = 'cancelled')
+    AND NOT EXISTS (SELECT 1 FROM jobs WHERE batch_id = :id AND jobs.{LIVES})"""  # noqa: S608 - a constant
+HOLD = text(f"SELECT id FROM batches WHERE {IS_OVER} FOR UPDATE")  # noqa: S608 - a constant
 CLOSE = text(f"""
     UPDATE batches SET state = CASE WHEN state = 'cancelled' THEN state ELSE 'done' END, ended_at = now()
-    WHERE id = :id AND ended_at IS NULL AND (is_loaded OR state = 'cancelled') AND NOT EXISTS (
-        SELECT 1 FROM jobs WHERE batch_id = :id AND jobs.{LIVES})
+    WHERE {IS_OVER}
 """)  # noqa: S608 - a constant
 
 COUNTS = text("""
@@ -288,8 +289,8 @@ def close(connection: Connection, batch: Batch) -> None:
 
     Its row is taken first: what was queued anew by somebody who had it before is seen then.
     """
-    connection.execute(HOLD, {"id": batch.id})
-    connection.execute(CLOSE, {"id": batch.id})
+    if connection.execute(HOLD, {"id": batch.id}).one_or_none() is not None:
+        connection.execute(CLOSE, {"id": batch.id})
 
 
 def progress(connection: Connection, batch: Batch) -> Progress:

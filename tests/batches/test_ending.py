@@ -9,10 +9,12 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
+from penstock.batches import rows as batches
 from penstock.batches.batch import BatchState
 from penstock.client import Client
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
 from penstock.errors import InvalidRequestError
+from penstock.jobs import dead_letters
 from penstock.jobs.execution import Outcome
 from penstock.money import ledger
 from penstock.money.holds import Shortfall
@@ -110,6 +112,16 @@ class TestAfterTheEnd:
             assert {type(verdict) for verdict in ledger.intend(connection, intents)} == {Shortfall}
         client.cancel_batch("acme", "night")
         assert states(client) == {JobState.CANCELLED: 2}
+
+    def test_a_batch_does_not_end_while_a_job_of_it_is_replayed(self, client: Client, engine: Engine) -> None:
+        batch = client.batch("night", REQUEST, documents(2))
+        dead = run_some(engine, 2)
+        end(engine, dead, Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        with engine.connect() as replaying:
+            assert len(dead_letters.replay(replaying, [job.id for job in dead])) == 2
+            with rows.behind(engine, lambda connection: batches.close(connection, batch)):
+                replaying.commit()
+        assert client.find_batch("acme", "night").state is BatchState.RUNNING
 
     def test_the_dead_of_a_cancelled_batch_are_not_replayed(self, client: Client, engine: Engine) -> None:
         client.batch("night", REQUEST, documents(2))

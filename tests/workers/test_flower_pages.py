@@ -20,11 +20,17 @@ from tornado.template import DictLoader
 from tornado.testing import bind_unused_port
 
 from penstock.client import Client
+from penstock.client.doorbell import Doorbell
+from penstock.jobs.execution import Outcome
+from penstock.jobs.queries import Filter
+from penstock.reasons import Reason
+from penstock.schemas import JobState
 from penstock.settings import Settings, default_settings
 from tests.batches.conftest import REQUEST, documents
-from tests.batches.runs import run_some, succeed
+from tests.batches.runs import end, run_some, succeed
 from tests.jobs import rows
 from workers import flower_pages
+from workers.upkeep import tend
 
 HOSTILE = """<script>alert("it's")</script>{{ 7 * 7 }}"""
 ESCAPED = "&lt;script&gt;alert(&quot;it&#x27;s&quot;)&lt;/script&gt;{{ 7 * 7 }}"
@@ -120,6 +126,20 @@ def test_how_far_a_batch_is(client: Client, engine: Engine) -> None:
     assert "1 of 4" in page()
     assert shown[2:6] == ["3", "0", "0", "1"]
     assert shown[-2:] == ["$0.00", "$1.00"]
+
+
+def test_what_ended_long_ago_is_read_once_and_anew_when_it_goes_on(client: Client, engine: Engine) -> None:
+    client.batch("night", REQUEST, documents(2))
+    end(engine, run_some(engine, 2), Outcome.DEAD, reason=Reason.BAD_REQUEST)
+    tend(engine, Doorbell(""))
+    look = flower_pages.Look()
+    rows.execute(engine, "UPDATE batches SET ended_at = now() - interval '2 hours'")
+    assert look.batches()[0].jobs == {JobState.DEAD: 2}
+    rows.execute(engine, "UPDATE jobs SET state = 'cancelled' WHERE batch_number = 1")
+    assert look.batches()[0].jobs == {JobState.DEAD: 2}
+    client.replay([job.id for job in client.find(Filter())])
+    assert look.batches()[0].jobs == {JobState.CANCELLED: 1, JobState.QUEUED: 1}
+    look.engine.dispose()
 
 
 def test_what_a_batch_is_called_is_text(client: Client, engine: Engine) -> None:

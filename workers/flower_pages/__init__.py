@@ -4,24 +4,27 @@ A page is a handler of Flower's kind and a template that extends Flower's; the b
 """
 
 from asyncio import get_running_loop
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from uuid import UUID
 
 import flower
 from flower.urls import handlers, settings
 from flower.views import BaseHandler
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from tornado.template import DictLoader
 from tornado.web import authenticated, url
 
 from penstock.batches import rows
-from penstock.batches.batch import Progress
+from penstock.batches.batch import Batch, Progress
 from penstock.schemas import JobState, dollars
 from penstock.settings import default_settings
 from penstock.store.db import sync_engine
 
 SHOWN = 100
+STAYS_AFTER = timedelta(hours=1)
+"""How long after its end calls of a batch may still be settled."""
 OWN = Path(__file__).parent
 FLOWERS = Path(flower.__file__).parent / "templates"
 END_OF_LINKS = "      </ul>\n"
@@ -33,7 +36,11 @@ LINK = """        <li class="nav-item">
 
 
 class Look:
-    """Reads how far batches are, on connections of its own."""
+    """Reads how far batches are, on connections of its own; of those that ended an hour ago, once."""
+
+    def __init__(self) -> None:
+        """Begin with nothing read."""
+        self._final: dict[tuple[UUID, datetime], Progress] = {}
 
     @cached_property
     def engine(self) -> Engine:
@@ -43,7 +50,17 @@ class Look:
     def batches(self) -> list[Progress]:
         """Give the newest batches."""
         with self.engine.connect() as connection:
-            return [rows.progress(connection, batch) for batch in rows.find_all(connection, None, most=SHOWN)]
+            found = [self._progress(connection, batch) for batch in rows.find_all(connection, None, most=SHOWN)]
+        self._final = {
+            (each.batch.id, each.batch.ended_at): each
+            for each in found
+            if each.batch.ended_at is not None and each.now - each.batch.ended_at > STAYS_AFTER
+        }
+        return found
+
+    def _progress(self, connection: Connection, batch: Batch) -> Progress:
+        known = None if batch.ended_at is None else self._final.get((batch.id, batch.ended_at))
+        return rows.progress(connection, batch) if known is None else known
 
 
 look = Look()
