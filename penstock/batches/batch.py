@@ -140,7 +140,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a batch is: its jobs by state, the items that were refused, and what its calls came to so far."""
+    """How far a batch is: its jobs by state, the items that were refused, and what its calls came to so far.
+
+    Of the paused ones `at_provider` wait for a file that the provider has.
+    """
 
     batch: Batch
     jobs: dict[JobState, int]
@@ -149,6 +152,7 @@ class Progress:
     held_nanodollars: NanoDollars
     settled_tokens: int
     now: datetime
+    at_provider: int = 0
 
     @property
     def ended(self) -> int:

@@ -79,6 +79,8 @@ CLOSE = text(f"""
 
 COUNTS = text("""
     SELECT now() AS now, (SELECT count(*) FROM batch_errors WHERE batch_id = :id) AS refused,
+        (SELECT count(*) FROM provider_batches AS parcel JOIN provider_requests ON provider_batch_id = parcel.id
+            WHERE parcel.batch_id = :id AND parcel.provider_id IS NOT NULL AND is_open) AS at_provider,
         (SELECT coalesce(jsonb_object_agg(state, jobs), '{}') FROM (
             SELECT state, count(*) AS jobs FROM jobs WHERE batch_id = :id GROUP BY state) AS counted) AS jobs,
         coalesce(sum(settled_nanodollars), 0)::bigint AS settled, coalesce(sum(held_nanodollars), 0)::bigint AS held,
@@ -297,7 +299,7 @@ def progress(connection: Connection, batch: Batch) -> Progress:
     """Count where the jobs of a batch stand, and what they came to."""
     row = connection.execute(COUNTS, {"id": batch.id, "tenant": batch.tenant, "account": str(batch.id)}).one()
     jobs = {JobState(state): count for state, count in row.jobs.items()}
-    return Progress(batch, jobs, row.refused, row.settled, row.held, row.tokens, row.now)
+    return Progress(batch, jobs, row.refused, row.settled, row.held, row.tokens, row.now, row.at_provider)
 
 
 def park(connection: Connection, batch_id: UUID, *, most: int) -> int:

@@ -39,7 +39,7 @@ def print_forecast(
         ("tokens out", f"{forecast.answer_tokens.expected:,}", _between(forecast.answer_tokens)),
         ("cost", _cents(money.expected), f"{_cents(money.low)} to {_cents(money.high)}"),
         ("time", _duration(forecast.seconds), f"limited by {forecast.limited_by}" if forecast.limited_by else ""),
-        ("ends", f"{forecast.ends_at(begins):%Y-%m-%d %H:%M}", f"has until {until:%H:%M}" if until else ""),
+        ("ends", f"{forecast.ends_at(begins):%Y-%m-%d %H:%M}", f"has until {until:%Y-%m-%d %H:%M}" if until else ""),
     ]
     print_table(("", "expected", "19 in 20 times"), rows, title="forecast", words=1)
     if not forecast.answers_seen:
@@ -182,6 +182,7 @@ def _record(progress: Any) -> dict[str, Any]:
         "is_loaded": batch.is_loaded,
         "refused": progress.refused,
         "jobs": {str(state): count for state, count in progress.jobs.items()},
+        "at_provider": progress.at_provider,
         "nanodollars": progress.settled_nanodollars,
         "held_nanodollars": progress.held_nanodollars,
         "max_nanodollars": batch.max_nanodollars,
@@ -210,7 +211,8 @@ def _lines(progress: Any) -> list[str]:
     lines = [
         f"{batch.name}  {batch.state}{f': {batch.reason}' if batch.reason else ''}",
         f"{bar}  {ended:,} of {total:,} jobs{'' if batch.is_loaded else ', its input is still read'}",
-        "  ".join(f"{state} {progress.jobs[state]:,}" for state in JobState if progress.jobs.get(state)),
+        "  ".join(f"{state} {progress.jobs[state]:,}" for state in JobState if progress.jobs.get(state))
+        + (f"  ({progress.at_provider:,} wait for the provider's files)" if progress.at_provider else ""),
     ]
     if progress.refused:
         lines.append(f"refused {progress.refused:,} items of the input; `penstock batch export --errors` names them")

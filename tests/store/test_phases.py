@@ -292,6 +292,8 @@ INDEXES = {
     "jobs_crashed",
     "ledger_unknown",
     "jobs_of_batch",
+    "jobs_of_live_batch",
+    "ledger_of_batch",
     "jobs_held_up",
     "answers_by_question",
     "ledger_in_flight",
