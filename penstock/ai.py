@@ -22,7 +22,7 @@ from penstock.errors import (
 from penstock.house import House
 from penstock.money.budgets import Unit
 from penstock.money.prices import UpperBound
-from penstock.money.recollection import JournaledAnswer, Question, Recollection
+from penstock.money.recollection import JournaledAnswer, Question, Recollection, forget
 from penstock.prompts import Prompt
 from penstock.retry import TREATMENTS, Kind
 from penstock.schemas import Frozen, Lane, NanoDollars, PromptReference, RenderedPrompt, Source, Usage
@@ -76,11 +76,11 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
     prompt = find_prompt(house, request.prompt)
     rendered = _render(prompt, request)
     digest = digest_of(rendered)
-    known = await _recall(house, request, digest)
-    if known.answer is not None:
+    while (known := await _recall(house, request, digest)).answer is not None:
         if (reused := _reuse(known.answer, prompt)) is not None:
             return reused
-        request = request.model_copy(update={"context": request.context.model_copy(update={"is_fresh": True})})
+        async with house.engine.begin() as connection:
+            await connection.run_sync(forget, known.answer.call_id)
     found = await _search(house, request, prompt, digest)
     if found.given is not None and (reused := _reuse(found.given, prompt)) is not None:
         return reused

@@ -290,7 +290,10 @@ def test_refused_job_is_listed_and_cannot_be_replayed(penstock: Penstock, engine
     with engine.begin() as connection:
         bury_refused(connection, job_id, tenant="acme", prompt="", detail="tier: there is no tier")
     assert [line["detail"] for line in penstock("dead", "list", "--json").lines] == ["tier: there is no tier"]
-    assert "is not dead, or was refused at the door" in penstock("dead", "replay", "--reason", "invalid").out
+    assert (
+        "is not dead, has no content (refused at the door, or purged)"
+        in penstock("dead", "replay", "--reason", "invalid").out
+    )
 
 
 def test_since_takes_minutes_hours_days_and_times(penstock: Penstock, client: Client, engine: Engine) -> None:

@@ -77,7 +77,7 @@ def tend(engine: Engine, doorbell: Doorbell) -> int:
     with engine.connect() as connection:
         live = rows.live(connection)
     for batch in live:
-        outcome = attempt(partial(_tend, engine, doorbell, batch), service="upkeep", retry_s=SWEEP_S)
+        outcome = attempt(partial(tend_one, engine, doorbell, batch), service="upkeep", retry_s=SWEEP_S)
         if isinstance(outcome, Exception) and is_gone(outcome):
             raise outcome
     with engine.begin() as connection:
@@ -87,10 +87,11 @@ def tend(engine: Engine, doorbell: Doorbell) -> int:
     return len(live)
 
 
-def _tend(engine: Engine, doorbell: Doorbell, batch: Batch) -> None:
+def tend_one(engine: Engine, doorbell: Doorbell, batch: Batch) -> None:
+    """Let one batch end or stop, and its jobs follow; it may have changed since it was looked up."""
     with engine.begin() as connection:
         rows.close(connection, batch)
-        fault = tending.judge(connection, batch)
+        fault = tending.judge(connection, rows.find(connection, batch.tenant, batch.name))
         followed = tending.follow(connection, rows.find(connection, batch.tenant, batch.name))
     if fault:
         telemetry.emit("batch.stopped", batch=str(batch.id), tenant=batch.tenant, reason=fault)

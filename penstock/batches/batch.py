@@ -178,7 +178,7 @@ class Progress:
     def rate(self) -> float:
         """Give how many jobs ended in a second, on average since the batch began or was last resumed."""
         seconds = ((self.batch.ended_at or self.now) - self.batch.goes_on_at).total_seconds()
-        return (self.ended - self.batch.ended_before) / seconds if seconds > 0 else 0.0
+        return max(0, self.ended - self.batch.ended_before) / seconds if seconds > 0 else 0.0
 
     @property
     def left_s(self) -> float | None:
@@ -196,7 +196,7 @@ class Progress:
         ended = self.ended - batch.ended_before
         if ended < LEAST_FOR_A_VERDICT:
             return None
-        errors = (self.jobs.get(JobState.DEAD, 0) - batch.dead_before) / ended
+        errors = max(0, self.jobs.get(JobState.DEAD, 0) - batch.dead_before) / ended
         if rules.errors is not None and errors > rules.errors:
             return f"{errors:.1%} of the jobs that ended are dead, where {rules.errors:.1%} are allowed"
         most = (batch.forecast or {}).get("job_nanodollars_high")

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from penstock.batches.batch import AbortIf, Batch, BatchState, NewBatch, Progress
 from penstock.batches.forecast import History
 from penstock.batches.reading import BadItem
-from penstock.errors import InvalidRequestError
+from penstock.errors import BatchTakenError, InvalidRequestError
 from penstock.jobs.submission import NewJob, copy
 from penstock.money.budgets import Budget, Period, Unit
 from penstock.schemas import JobState, PromptReference
@@ -37,8 +37,7 @@ CHANGE = text("""
     UPDATE batches SET abort_if = CAST(:abort_if AS jsonb), callback = coalesce(:callback, callback),
         announced = announced AND callback IS NOT DISTINCT FROM coalesce(:callback, callback),
         forecast = coalesce(forecast, CAST(:forecast AS jsonb))
-    WHERE id = :id AND request_digest = :digest
-    RETURNING id
+    WHERE id = :id
 """)
 
 CAP = text("UPDATE batches SET max_nanodollars = :most WHERE id = :id")
@@ -63,6 +62,10 @@ MOVE = text("""
     UPDATE batches SET state = :becomes, reason = :reason
     WHERE id = :id AND state = ANY(CAST(:from_states AS text[])) AND ended_at IS NULL
     RETURNING id
+""")
+FORGIVE = text("""
+    UPDATE jobs SET reason = NULL, detail = NULL, due_at = now()
+    WHERE batch_id = :id AND reason = 'budget_exhausted' AND state IN ('queued', 'retrying')
 """)
 RESUME = text("""
     UPDATE batches SET resumed_at = now(), ended_before = :ended, dead_before = :dead, settled_before = :settled
@@ -118,13 +121,14 @@ HELD_UP = text("""
     WHERE batch_id = :id AND reason = 'budget_exhausted' AND state IN ('queued', 'retrying') LIMIT 1
 """)
 
+# By the primary key, whose order is that of the input.
 PAGE = text("""
-    SELECT batch_number, id FROM jobs WHERE batch_id = :id AND batch_number > :after ORDER BY batch_number LIMIT :most
+    SELECT batch_number, id FROM jobs WHERE id > :after_id AND id <= :last_id AND batch_id = :id ORDER BY id LIMIT :most
 """)
 TEXTS = text("""
     SELECT batch_number, payloads.document, results.text FROM jobs
     JOIN payloads ON payloads.job_id = jobs.id JOIN results ON results.job_id = jobs.id
-    WHERE batch_id = :id AND batch_number > :after AND document IS NOT NULL ORDER BY batch_number LIMIT :most
+    WHERE id > :after_id AND id <= :last_id AND batch_id = :id AND document IS NOT NULL ORDER BY id LIMIT :most
 """)
 ERRORS = text("""
     SELECT number, reason FROM batch_errors WHERE batch_id = :id AND number > :after ORDER BY number LIMIT :most
@@ -164,6 +168,9 @@ UNANNOUNCED = text("""
 """)
 
 
+LAST_NUMBER = 2**62 - 1
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Items that are stored together: those behind the first `stored`, `items` in all with those, by their digest."""
@@ -189,7 +196,7 @@ def job_id(batch_id: UUID, number: int) -> UUID:
 def begin(connection: Connection, new: NewBatch) -> Batch:
     """Begin a batch, or find the one of that name; what may change is changed: its cap, its rules, its callback.
 
-    Raises InvalidRequestError where the name stands for a batch that asks something else.
+    Raises as `check_same` does.
     """
     values = {
         "id": new.id,
@@ -208,16 +215,27 @@ def begin(connection: Connection, new: NewBatch) -> Batch:
         "due_by": new.due_by,
         "starts_at": new.starts_at,
     }
-    if connection.execute(BEGIN, values).one_or_none() is None and not connection.execute(CHANGE, values).all():
-        raise InvalidRequestError(
-            "name",
-            f"batch {new.name!r} of tenant {new.tenant!r} was begun with another prompt, tier, project or variables",
-            "use a new name, or run it as it was begun",
-        )
+    is_new = connection.execute(BEGIN, values).one_or_none() is not None
     batch = find(connection, new.tenant, new.name)
+    if not is_new:
+        check_same(batch, new)
+        connection.execute(CHANGE, values)
     if new.max_nanodollars is not None:
         cap(connection, batch, new.max_nanodollars)
     return batch
+
+
+def check_same(batch: Batch, new: NewBatch) -> None:
+    """Raise InvalidRequestError where another request was begun, and BatchTakenError where it was cancelled."""
+    whose = f"batch {new.name!r} of tenant {new.tenant!r}"
+    if batch.digest != new.digest:
+        raise InvalidRequestError(
+            "name",
+            f"{whose} was begun with another prompt, tier, project or variables",
+            "use a new name, or run it as it was begun",
+        )
+    if batch.state is BatchState.CANCELLED:
+        raise BatchTakenError(f"{whose} was cancelled; give it a new name")
 
 
 def cap(connection: Connection, batch: Batch, nanodollars: int) -> None:
@@ -228,12 +246,18 @@ def cap(connection: Connection, batch: Batch, nanodollars: int) -> None:
 
 def find(connection: Connection, tenant: str, name: str) -> Batch:
     """Look a batch up; raise InvalidRequestError."""
-    row = connection.execute(FIND, {"tenant": tenant, "name": name}).one_or_none()
-    if row is None:
+    batch = find_begun(connection, tenant, name)
+    if batch is None:
         raise InvalidRequestError(
             "name", f"tenant {tenant!r} has no batch {name!r}", "see `penstock batch list` for those that there are"
         )
-    return _batch(row)
+    return batch
+
+
+def find_begun(connection: Connection, tenant: str, name: str) -> Batch | None:
+    """Look a batch up; None where none was begun."""
+    row = connection.execute(FIND, {"tenant": tenant, "name": name}).one_or_none()
+    return None if row is None else _batch(row)
 
 
 def find_all(connection: Connection, tenant: str | None, *, most: int) -> list[Batch]:
@@ -283,6 +307,7 @@ def resume(connection: Connection, batch: Batch) -> bool:
     dead = so_far.jobs.get(JobState.DEAD, 0)
     values = {"id": batch.id, "ended": so_far.ended, "dead": dead, "settled": so_far.settled_nanodollars}
     connection.execute(RESUME, values)
+    connection.execute(FORGIVE, {"id": batch.id})
     return True
 
 
@@ -367,7 +392,8 @@ def take_unannounced(connection: Connection, *, most: int = 100) -> list[tuple[B
 
 
 def _page(batch_id: UUID, after: int, most: int) -> dict[str, object]:
-    return {"id": batch_id, "after": after, "most": most}
+    ids = {"after_id": job_id(batch_id, after), "last_id": job_id(batch_id, LAST_NUMBER)}
+    return {"id": batch_id, "after": after, "most": most} | ids
 
 
 def _batch(row: Any) -> Batch:

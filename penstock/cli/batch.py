@@ -291,8 +291,10 @@ def export(client: Any, *, name: str, tenant: str, output: Path | None, errors: 
     told = f"{written} results"
     if errors:
         told += f", {write_errors(client.batch_errors(tenant, name), errors)} items without one"
-    client.note_fetched(tenant, given)
-    if not progress.batch.state.has_ended:
+    if progress.batch.ended_at is not None:
+        sys.stdout.flush()
+        client.note_fetched(tenant, given)
+    else:
         told += f"; {name} is {progress.batch.state} and has not ended: there may be more"
     click.echo(told, err=True)
 

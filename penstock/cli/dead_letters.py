@@ -58,9 +58,8 @@ def replay_dead(client: Any, *, job_ids: tuple[UUID, ...], everything: bool, **c
     penstock dead replay --tenant acme --reason server_error --since 2h
     """  # noqa: D301 - click reads the backspace
     ids = chosen_ids(client, job_ids, everything=everything, chosen=chosen)
-    report(
-        client.replay(ids), ids, "queued anew", "is not dead, or was refused at the door or purged, and has no content"
-    )
+    otherwise = "is not dead, has no content (refused at the door, or purged), or its batch was cancelled"
+    report(client.replay(ids), ids, "queued anew", otherwise)
 
 
 @dead.command("discard")

@@ -118,20 +118,24 @@ class BatchInput:
         return Sample(seen + unreadable, unreadable, tokens, len(chosen) - len(tokens))
 
     def chunks(self, batch: Batch) -> Iterator[Chunk]:
-        """Check the items behind those that are stored; raise InvalidRequestError where those are not the same."""
+        """Give the items behind those that are stored, checked; none where the whole input is stored.
+
+        Raises InvalidRequestError, at once, where what is stored is not the same.
+        """
         items, digest = self._behind(batch)
+        if not batch.is_loaded:
+            return self._chunks(batch, items, digest)
+        if next(items, None) is not None:
+            raise _another(batch, f"it has more items than the {batch.items}")
+        return iter(())
+
+    def _chunks(self, batch: Batch, items: Iterator[Item | BadItem], digest: "hashlib._Hash") -> Iterator[Chunk]:
         stored = batch.items
         while part := list(self._part(batch, items, digest)):
             jobs = [each for each in part if isinstance(each, NewJob)]
             refused = [each for each in part if isinstance(each, BadItem)]
             yield Chunk(stored, stored + len(part), digest.hexdigest(), jobs, refused)
             stored += len(part)
-
-    def check_same(self, batch: Batch) -> None:
-        """Raise InvalidRequestError where the whole input is not the one that is stored."""
-        items, _ = self._behind(batch)
-        if next(items, None) is not None:
-            raise _another(batch, f"it has more items than the {batch.items}")
 
     def _behind(self, batch: Batch) -> "tuple[Iterator[Item | BadItem], hashlib._Hash]":
         """Pass over what is stored, and give the items behind it and the digest so far."""

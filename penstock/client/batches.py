@@ -4,7 +4,7 @@ It must not know how a job is run, or who prints anything.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -134,14 +134,15 @@ class Batches:
             by_provider=by_provider,
             callback=None if callback is None else check_callback(callback),
         )
+        with self._engine.connect() as connection:
+            begun = rows.find_begun(connection, new.tenant, new.name)
+        if begun is not None:
+            rows.check_same(begun, new)
+        chunks = given.chunks(begun) if begun is not None else None
         with self._engine.begin() as connection:
             batch = rows.begin(connection, new)
-        if batch.state is BatchState.CANCELLED:
-            raise BatchTakenError(f"batch {name!r} of tenant {request.tenant!r} was cancelled; give it a new name")
-        if batch.is_loaded:
-            given.check_same(batch)
-        else:
-            self._load(batch, given, progress or (lambda _stored, _refused: None))
+        if not batch.is_loaded:
+            self._load(batch, chunks or given.chunks(batch), progress or (lambda _stored, _refused: None))
         return self.find_batch(request.tenant, name)
 
     def find_batch(self, tenant: str, name: str) -> Batch:
@@ -165,10 +166,7 @@ class Batches:
 
     def resume_batch(self, tenant: str, name: str, *, max_cost: NanoDollars | None = None) -> Batch:
         """Let a paused or stopped batch go on, with another cap if one is given. Raises InvalidRequestError."""
-        if max_cost is not None:
-            with self._engine.begin() as connection:
-                rows.cap(connection, rows.find(connection, tenant, name), max_cost)
-        return self._change(tenant, name, BatchState.RUNNING, BatchState.PAUSED, BatchState.STOPPED)
+        return self._change(tenant, name, BatchState.RUNNING, BatchState.PAUSED, BatchState.STOPPED, max_cost=max_cost)
 
     def cancel_batch(self, tenant: str, name: str) -> Batch:
         """Cancel what has not ended of a batch; calls in flight are stopped. Raises InvalidRequestError."""
@@ -223,7 +221,14 @@ class Batches:
             yield page
             after = max(page)
 
-    def _change(self, tenant: str, name: str, becomes: BatchState, *from_states: BatchState) -> Batch:
+    def _change(
+        self,
+        tenant: str,
+        name: str,
+        becomes: BatchState,
+        *from_states: BatchState,
+        max_cost: NanoDollars | None = None,
+    ) -> Batch:
         """Change the state of a batch, and let its jobs follow at once; upkeep does what this leaves undone."""
         batch = self.find_batch(tenant, name)
         with self._engine.begin() as connection:
@@ -232,10 +237,12 @@ class Batches:
             else:
                 changed = rows.move(connection, batch.id, becomes, *from_states)
             batch = rows.find(connection, tenant, name)
-        if not changed and batch.state is not becomes:
-            raise InvalidRequestError(
-                "name", f"batch {name!r} is {batch.state}", f"only one that is {' or '.join(from_states)} can be"
-            )
+            if not changed and batch.state is not becomes:
+                raise InvalidRequestError(
+                    "name", f"batch {name!r} is {batch.state}", f"only one that is {' or '.join(from_states)} can be"
+                )
+            if max_cost is not None:
+                rows.cap(connection, batch, max_cost)
         is_all = False
         while not is_all:
             with self._engine.begin() as connection:
@@ -244,12 +251,12 @@ class Batches:
             is_all = followed.is_all
         return batch
 
-    def _load(self, batch: Batch, given: BatchInput, progress: Callable[[int, int], None]) -> None:
+    def _load(self, batch: Batch, chunks: Iterable[Chunk], progress: Callable[[int, int], None]) -> None:
         """Store what is missing of the input. A chunk is checked while the one before it is written."""
         stored, refused = batch.items, 0
         with self._engine.connect() as encoder, ThreadPoolExecutor(1) as writer:
             writing = writer.submit(bool, 1)
-            for chunk in given.chunks(batch):
+            for chunk in chunks:
                 encoded = encode(encoder, chunk.jobs)
                 if not writing.result():
                     break

@@ -76,9 +76,13 @@ GIVE_UP_TURN = text("""
     WHERE id = :id AND turn = :turn
 """)
 
+BEHIND = f"batch_id = :batch_id AND batch_number > :looked_to AND {ELIGIBLE}"
 CANDIDATES = text(f"""
-    SELECT jobs.*, payloads.variables, payloads.document FROM jobs JOIN payloads ON payloads.job_id = jobs.id
-    WHERE batch_id = :batch_id AND batch_number > :looked_to AND jobs.{ELIGIBLE}
+    SELECT jobs.*, payloads.variables, payloads.document FROM (
+        (SELECT id FROM jobs WHERE state = 'paused' AND {BEHIND} ORDER BY batch_number LIMIT :most)
+        UNION ALL
+        (SELECT id FROM jobs WHERE state = 'queued' AND {BEHIND} ORDER BY batch_number LIMIT :most)
+    ) AS waiting JOIN jobs USING (id) JOIN payloads ON payloads.job_id = jobs.id
     ORDER BY batch_number LIMIT :most
 """)  # noqa: S608 - constants
 

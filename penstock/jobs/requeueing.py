@@ -8,18 +8,26 @@ from sqlalchemy import Connection, TextClause, text
 def statement(which: str, changes: str) -> TextClause:
     """Write the statement that queues anew those of :ids of which `which` holds and whose content is still there.
 
-    A batch that was done goes on; of one that was cancelled nothing runs again. Its row is taken before the jobs, and
-    by whoever ends it too: no batch ends while a job of it is queued.
+    A batch that was done goes on, and is judged by what comes now, as after a resume; of one that was cancelled nothing
+    runs again. Its row is taken before the jobs, and by whoever ends it too: no batch ends while a job of it is queued.
     """
     kept = f"{which} AND purged_at IS NULL AND EXISTS (SELECT 1 FROM payloads WHERE job_id = jobs.id)"  # noqa: S608
     return text(f"""
         WITH chosen AS (
             SELECT id, batch_id AS of_batch FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND {kept}
+        ), held AS (
+            SELECT id AS batch FROM batches WHERE id IN (SELECT of_batch FROM chosen) AND state <> 'cancelled'
+            ORDER BY id FOR UPDATE
         ), reopened AS (
             UPDATE batches SET state = CASE state WHEN 'done' THEN 'running' ELSE state END, ended_at = NULL,
-                announced = false
-            WHERE id IN (SELECT of_batch FROM chosen) AND state <> 'cancelled'
-            RETURNING id AS batch
+                announced = false, resumed_at = now(), ended_before = so_far.ended, dead_before = so_far.dead
+            FROM held CROSS JOIN LATERAL (
+                SELECT count(*) AS ended, count(*) FILTER (WHERE jobs.state = 'dead') AS dead FROM jobs
+                WHERE batch_id = batch AND jobs.state IN ('succeeded', 'dead', 'cancelled')
+                    AND NOT EXISTS (SELECT 1 FROM chosen WHERE chosen.id = jobs.id)
+            ) AS so_far
+            WHERE batches.id = batch
+            RETURNING batch
         )
         UPDATE jobs SET state = 'queued', due_at = now(), ended_at = NULL, reason = NULL, detail = NULL,
             failures = 0, crashes = 0, deadline = CASE WHEN deadline <= now() THEN NULL ELSE deadline END, {changes}

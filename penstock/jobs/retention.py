@@ -14,12 +14,16 @@ from sqlalchemy import Connection, text
 
 RESULT_EXPIRES_S = 3600.0
 """How long a result waits to be fetched where nothing is to be kept."""
+BATCH_EXPIRES_S = 172_800.0
+"""How long a result then waits at most for the end of its batch."""
 
 ENDED = "state IN ('succeeded', 'dead', 'cancelled')"
 LABELLED = "(document_name IS NOT NULL OR metadata <> '{}' OR (detail IS NOT NULL AND purged_at IS NULL))"
 
-KEPT_TO = """(greatest(ended_at, (SELECT coalesce(batches.ended_at, now()) FROM batches WHERE batches.id = batch_id))
-    + make_interval(secs => :result_expires_s))"""
+KEPT_TO = f"""(greatest(ended_at, (
+        SELECT least(jobs.ended_at + make_interval(secs => {BATCH_EXPIRES_S}), coalesce(batches.ended_at, now()))
+        FROM batches WHERE batches.id = batch_id))
+    + make_interval(secs => :result_expires_s))"""  # noqa: S608 - a constant
 """A result of a batch is fetched with all others of it, when the batch has ended."""
 
 KEEPS_RESULT = f"""(days = 0 AND state = 'succeeded' AND kept_until IS DISTINCT FROM ended_at

@@ -45,6 +45,9 @@ RECALL = text("""
 """)
 
 
+FORGET = text("DELETE FROM answers WHERE call_id = :call_id")
+
+
 @dataclass(frozen=True)
 class Question:
     """What a job asks of a tier.
@@ -84,6 +87,11 @@ class Recollection:
     answer: JournaledAnswer | None = None
     was_cut: bool = False
     is_in_flight: bool = False
+
+
+def forget(connection: Connection, call_id: UUID) -> None:
+    """Delete an answer that turned out to be of no use; its call stays in the ledger."""
+    connection.execute(FORGET, {"call_id": call_id})
 
 
 def recall(connection: Connection, questions: Sequence[Question]) -> list[Recollection]:

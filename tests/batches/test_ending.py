@@ -10,7 +10,7 @@ import redis
 from sqlalchemy import Engine
 
 from penstock.batches import rows as batches
-from penstock.batches.batch import BatchState
+from penstock.batches.batch import AbortIf, BatchState
 from penstock.client import Client
 from penstock.client.doorbell import BROKER_ERRORS, Doorbell
 from penstock.errors import InvalidRequestError
@@ -141,6 +141,20 @@ class TestAfterTheEnd:
         succeed(engine, run_some(engine, 3))
         tend(engine, Doorbell(""))
         assert client.batch("night", REQUEST, items).state is BatchState.DONE
+
+    def test_a_command_that_is_refused_changes_nothing(self, client: Client, engine: Engine) -> None:
+        client.batch("night", REQUEST, documents(1), max_cost=5)
+        with pytest.raises(InvalidRequestError, match="its first 1 items"):
+            client.batch(
+                "night", REQUEST, [{"document": "Other."}], max_cost=9, callback="c.d", abort_if=AbortIf(cost=9)
+            )
+        succeed(engine, run_some(engine, 1))
+        tend(engine, Doorbell(""))
+        before = client.find_batch("acme", "night")
+        with pytest.raises(InvalidRequestError, match="batch 'night' is done"):
+            client.resume_batch("acme", "night", max_cost=7)
+        assert client.find_batch("acme", "night") == before
+        assert (before.max_nanodollars, before.callback, before.abort_if) == (5, None, AbortIf())
 
     def test_a_callback_that_is_given_after_the_end_is_sent(
         self, client: Client, engine: Engine, settings: Settings, broker: redis.Redis

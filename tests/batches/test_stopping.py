@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -21,6 +22,7 @@ from penstock.schemas import JobState, Usage
 from tests.batches.conftest import REQUEST, documents
 from tests.batches.runs import end, run_some, states, succeed
 from tests.jobs import rows
+from workers import upkeep
 from workers.upkeep import tend
 
 
@@ -126,6 +128,43 @@ class TestResuming:
         client.resume_batch("acme", "night")
         tend(engine, Doorbell(""))
         assert client.find_batch("acme", "night").state is BatchState.RUNNING
+        end(engine, run_some(engine, 60), Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        tend(engine, Doorbell(""))
+        assert client.find_batch("acme", "night").state is BatchState.STOPPED
+
+    def test_a_resume_is_judged_anew_by_whoever_looked_at_the_batch_before(
+        self, client: Client, engine: Engine
+    ) -> None:
+        client.batch("night", REQUEST, documents(200), abort_if=AbortIf(errors=0.1))
+        with engine.connect() as connection:
+            [seen] = batches.live(connection)
+        end(engine, run_some(engine, 60), Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        tend(engine, Doorbell(""))
+        client.resume_batch("acme", "night")
+        upkeep.tend_one(engine, Doorbell(""), seen)
+        assert client.find_batch("acme", "night").state is BatchState.RUNNING
+
+    def test_what_the_cap_before_refused_is_tried_under_the_new_one(self, client: Client, engine: Engine) -> None:
+        client.batch("night", REQUEST, documents(5), max_cost=10)
+        first, late = run_some(engine, 2)
+        refused: dict[str, Any] = {"reason": Reason.BUDGET_EXHAUSTED, "detail": "too little is left"}
+        end(engine, [first], Outcome.DEFERRED, **refused)
+        tend(engine, Doorbell(""))
+        end(engine, [late], Outcome.DEFERRED, **refused)
+        client.resume_batch("acme", "night", max_cost=10**9)
+        tend(engine, Doorbell(""))
+        assert client.find_batch("acme", "night").state is BatchState.RUNNING
+        assert len(run_some(engine, 5)) == 5
+
+    def test_what_is_replayed_counts_as_new(self, client: Client, engine: Engine) -> None:
+        client.batch("night", REQUEST, documents(200), abort_if=AbortIf(errors=0.1))
+        dead = run_some(engine, 60)
+        end(engine, dead, Outcome.DEAD, reason=Reason.BAD_REQUEST)
+        tend(engine, Doorbell(""))
+        client.resume_batch("acme", "night")
+        client.replay([job.id for job in dead])
+        progress = client.batch_progress("acme", "night")
+        assert (progress.rate, progress.left_s) == (0, None)
         end(engine, run_some(engine, 60), Outcome.DEAD, reason=Reason.BAD_REQUEST)
         tend(engine, Doorbell(""))
         assert client.find_batch("acme", "night").state is BatchState.STOPPED

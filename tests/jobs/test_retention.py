@@ -308,7 +308,10 @@ def test_without_retention_a_purge_that_began_before_a_fetch_takes_the_result_to
     assert held(engine, job_id) == NO_TEXT
 
 
-def test_without_retention_the_results_of_a_batch_wait_for_its_end(engine: Engine) -> None:
+@pytest.mark.parametrize("ends", [True, False])
+def test_without_retention_the_results_of_a_batch_wait_for_its_end_and_not_for_ever(
+    engine: Engine, *, ends: bool
+) -> None:
     batch_id, job_id = uuid4(), ended_job(engine)
     rows.execute(
         engine,
@@ -322,6 +325,11 @@ def test_without_retention_the_results_of_a_batch_wait_for_its_end(engine: Engin
         assert held(engine, job_id) == TextRows(results=1, labels=1)
         assert purge(engine, NOTHING_KEPT) == 0
         later(engine, retention.RESULT_EXPIRES_S + 60)
+    if not ends:
+        later(engine, retention.BATCH_EXPIRES_S)
+        assert purge(engine, NOTHING_KEPT) == 1
+        assert held(engine, job_id) == NO_TEXT
+        return
     rows.execute(engine, "UPDATE batches SET state = 'done', ended_at = now()")
     assert purge(engine, NOTHING_KEPT) == 1
     later(engine, retention.RESULT_EXPIRES_S - 60)

@@ -240,16 +240,20 @@ def test_an_answer_that_was_cut_is_not_passed_on_where_its_prompt_is_away_meanwh
     night.assert_paid_once()
 
 
-def test_an_answer_that_turns_out_to_be_of_no_use_is_asked_for_anew(night: Night, tmp_path: Path) -> None:
+def test_an_answer_that_turns_out_to_be_of_no_use_is_bought_anew_and_once(night: Night, tmp_path: Path) -> None:
     settings = night.rooms.settings
     night.rooms.fault("wrong_schema", mode="json", model="sim-small")
-    night.begin(1, prompt="extract_metadata")
+    batch_id = night.begin(3, prompt="extract_metadata", document="The same for all of them.")
     night.work(4)
     night.rooms.settings = settings.model_copy(update={"prompts": no_prompts(tmp_path)})
     night.work()
     night.rooms.settings = settings
     assert night.rooms.row("SELECT count(*) AS it FROM answers").it == 1
-    finish_live(night, 1)
+    night.follow(batch_id)
+    finish_live(night, 3)
+    assert night.outcomes() == {"answered": 2}
+    night.execute("UPDATE jobs SET state = 'retrying', ended_at = NULL")
+    night.answer_live()
     assert night.outcomes() == {"answered": 2}
 
 

@@ -292,7 +292,6 @@ INDEXES = {
     "jobs_crashed",
     "ledger_unknown",
     "jobs_of_batch",
-    "jobs_of_live_batch",
     "ledger_of_batch",
     "jobs_held_up",
     "answers_by_question",

@@ -4,7 +4,7 @@ A page is a handler of Flower's kind and a template that extends Flower's; the b
 """
 
 from asyncio import get_running_loop
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from uuid import UUID
@@ -23,8 +23,8 @@ from penstock.settings import default_settings
 from penstock.store.db import sync_engine
 
 SHOWN = 100
-STAYS_AFTER = timedelta(hours=1)
-"""How long after its end calls of a batch may still be settled."""
+READ_AGAIN = timedelta(minutes=1)
+"""How old what is shown of an ended batch may be: its calls may still be settled, its dead jobs discarded."""
 OWN = Path(__file__).parent
 FLOWERS = Path(flower.__file__).parent / "templates"
 END_OF_LINKS = "      </ul>\n"
@@ -36,11 +36,11 @@ LINK = """        <li class="nav-item">
 
 
 class Look:
-    """Reads how far batches are, on connections of its own; of those that ended an hour ago, once."""
+    """Reads how far batches are, on connections of its own; those that have ended once in a while."""
 
     def __init__(self) -> None:
         """Begin with nothing read."""
-        self._final: dict[tuple[UUID, datetime], Progress] = {}
+        self._ended: dict[tuple[UUID, datetime], Progress] = {}
 
     @cached_property
     def engine(self) -> Engine:
@@ -51,16 +51,14 @@ class Look:
         """Give the newest batches."""
         with self.engine.connect() as connection:
             found = [self._progress(connection, batch) for batch in rows.find_all(connection, None, most=SHOWN)]
-        self._final = {
-            (each.batch.id, each.batch.ended_at): each
-            for each in found
-            if each.batch.ended_at is not None and each.now - each.batch.ended_at > STAYS_AFTER
-        }
+        self._ended = {(each.batch.id, each.batch.ended_at): each for each in found if each.batch.ended_at is not None}
         return found
 
     def _progress(self, connection: Connection, batch: Batch) -> Progress:
-        known = None if batch.ended_at is None else self._final.get((batch.id, batch.ended_at))
-        return rows.progress(connection, batch) if known is None else known
+        known = None if batch.ended_at is None else self._ended.get((batch.id, batch.ended_at))
+        if known is None or known.now < datetime.now(UTC) - READ_AGAIN:
+            return rows.progress(connection, batch)
+        return known
 
 
 look = Look()

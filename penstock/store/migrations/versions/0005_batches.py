@@ -8,9 +8,7 @@ revision = "0005"
 down_revision = "0004"
 phase = "expand"
 indexes = {
-    "jobs_of_batch": "jobs (batch_id, batch_number) INCLUDE (state) WHERE batch_id IS NOT NULL",
-    "jobs_of_live_batch": "jobs (batch_id, state, batch_number) WHERE batch_id IS NOT NULL"
-    " AND state IN ('paused', 'queued', 'released', 'running', 'retrying')",
+    "jobs_of_batch": "jobs (batch_id, state, batch_number) WHERE batch_id IS NOT NULL",
     "ledger_of_batch": "ledger (batch_id) WHERE batch_id IS NOT NULL",
     "jobs_held_up": "jobs (batch_id) WHERE batch_id IS NOT NULL AND reason = 'budget_exhausted'"
     " AND state IN ('queued', 'retrying')",

@@ -57,4 +57,5 @@ COMMENT ON COLUMN provider_requests.call_id IS 'NULL: another job asks the same,
 
 CREATE INDEX provider_requests_closed ON provider_requests (provider_batch_id) WHERE NOT is_open;
 CREATE INDEX provider_requests_open ON provider_requests (provider_batch_id) WHERE is_open;
-CREATE INDEX provider_requests_by_question ON provider_requests (request_digest) WHERE is_open;
+CREATE INDEX provider_requests_by_question ON provider_requests (request_digest, provider_batch_id)
+    WHERE is_open AND call_id IS NOT NULL;
