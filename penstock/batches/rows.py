@@ -104,9 +104,10 @@ UNPARK = text("""
         JOIN jobs ON jobs.id = handed_over.job_id
         WHERE parcel.batch_id = :id AND jobs.state = 'paused'
         UNION ALL
-        SELECT id, fence FROM jobs
+        (SELECT id, fence FROM jobs
         WHERE batch_id = :id AND state = 'paused' AND NOT (SELECT by_provider FROM batches WHERE batches.id = :id)
             AND NOT EXISTS (SELECT 1 FROM provider_requests AS sent WHERE sent.job_id = jobs.id)
+        ORDER BY batch_number LIMIT :most)
     )
     UPDATE jobs SET state = CASE WHEN attempts > 0 THEN 'retrying' ELSE 'queued' END,
         due_at = CASE WHEN reason = 'budget_exhausted' THEN now() ELSE due_at END,
