@@ -55,6 +55,44 @@ def test_code_is_not_quoted() -> None:
     assert "let" not in summarise(code + text, max_words=30).split()
 
 
+NOTICE = """DEPARTMENT OF TRANSPORTATION
+
+Federal Aviation Administration
+
+14 CFR Part 71
+
+[Docket No. FAA-2017-0217]
+
+Amendment of Class E Airspace; Moses Lake
+
+AGENCY:
+The administration.
+
+The airspace at Moses Lake is amended. """
+PROSE = "The amendment changes class E airspace. " * 40
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        (NOTICE, "Amendment of Class E Airspace; Moses Lake"),
+        ("# Amendment of airspace\n\n## Motivation\n\n", "# Amendment of airspace"),
+        ("- Feature Name: amendment of airspace\n- Start Date: today\n\n## Class E airspace\n\n", None),
+        ("Dear reader, whoever you are\n\n", None),
+        ("The amendment is a sentence about airspace. ", None),
+        ("", None),
+    ],
+)
+def test_a_summary_begins_with_the_title_if_there_is_one(text: str, title: str | None) -> None:
+    summary = summarise(text + PROSE)
+    assert summary.startswith(f"{title}\n\nThe a" if title else "The amendment")
+
+
+def test_a_title_that_takes_most_of_the_words_is_left_out() -> None:
+    assert summarise(NOTICE + PROSE, max_words=22).startswith("Amendment of Class E Airspace; Moses Lake\n\n")
+    assert summarise(NOTICE + PROSE, max_words=20).startswith("The a")
+
+
 @pytest.mark.parametrize("text", ["", " \n\t ", "\u3000"])
 def test_nothing_gives_nothing(text: str) -> None:
     assert not summarise(text)

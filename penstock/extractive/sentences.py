@@ -21,6 +21,7 @@ _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]{{1,100}}")
 _FENCED_CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 _BEGINS_ALONE = re.compile(r"#{1,6}\s|[>|]|[*+-]\s|\d{1,3}[.)]\s")
 _LAST_WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_])*$")
+_PROSE_ENDS = tuple(".!?\u3002\uff01\uff1f\"')\u2019\u201d\u300d\u300f")
 _CLOSERS = "\"')\\]\u2019\u201d\u300d\u300f"
 _OPENERS = "\"'(\\[\u2018\u201c*_"
 _SENTENCE_END = re.compile(
@@ -40,6 +41,16 @@ def without_code(text: str) -> str:
 def split_sentences(text: str) -> list[str]:
     """Split into sentences with single spaces; headings, list items and paragraphs end one too."""
     return [sentence for paragraph in _paragraphs(text) for sentence in _sentences(paragraph) if sentence]
+
+
+def begins_alone(line: str) -> bool:
+    """Tell a heading, a quotation or an item of a list from other lines."""
+    return _BEGINS_ALONE.match(line) is not None
+
+
+def is_prose(sentence: str) -> bool:
+    """Tell a sentence from a heading, a label or a fragment, by its end."""
+    return sentence.endswith(_PROSE_ENDS)
 
 
 def count_words(text: str, *, stop_at: int | None = None) -> int:

@@ -1,8 +1,9 @@
 """Chooses the sentences that say most. It must not know how a text was split into them.
 
 TextRank over TF-IDF sentence vectors (Mihalcea and Tarau, 2004); the similarity matrix X X^T is never formed, power
-iteration multiplies by X^T and then by X. Likeness to the opening of the text is the prior of position. Sentences are
-then taken by maximal marginal relevance (Carbonell and Goldstein, 1998) until the words are spent.
+iteration multiplies by X^T and then by X. Likeness to the opening of the text is the prior of position, and likeness to
+the title says what the text is about (Edmundson, 1969). Sentences are then taken by maximal marginal relevance (Carbonell
+and Goldstein, 1998) until the words are spent.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from penstock.extractive.sentences import TERM, count_words
+from penstock.extractive.sentences import TERM, count_words, is_prose
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int_]
@@ -23,21 +24,27 @@ _DAMPING = 0.85
 _ITERATIONS = 25
 _POSITION_WEIGHT = 0.4
 _OPENING_WORDS = 30.0
+_TITLE_WEIGHT = 1.0
 _RELEVANCE_WEIGHT = 0.6
 _SENTENCE_WORDS = range(5, 81)
-_PROSE_ENDS = tuple(".!?\u3002\uff01\uff1f\"')\u2019\u201d\u300d\u300f")
 
 
-def choose(sentences: Sequence[str], max_words: int) -> list[int]:
-    """Give the indexes of the sentences to take, ascending; none when no sentence fits or none has a term."""
+def choose(sentences: Sequence[str], max_words: int, *, title: int | None = None) -> list[int]:
+    """Give the indexes of the sentences to take, ascending; none when no sentence fits or none has a term.
+
+    `title` is the one that names the text: it is not taken, and likeness to it counts.
+    """
     vectors = _vectorise(sentences)
     if vectors is None:
         return []
     words = np.array([count_words(sentence) for sentence in sentences])
     scores = (1 - _POSITION_WEIGHT) * _rank(vectors) + _POSITION_WEIGHT * _likeness_to_opening(vectors, words)
-    prose = np.array([sentence.endswith(_PROSE_ENDS) for sentence in sentences])
+    prose = np.array([is_prose(sentence) for sentence in sentences])
     usual = (words >= _SENTENCE_WORDS.start) & (words < _SENTENCE_WORDS.stop)
     fits = words <= max_words
+    if title is not None:
+        scores += _TITLE_WEIGHT * (vectors @ vectors[title].T).toarray().ravel()
+        fits[title] = False
     candidates = prose & usual & fits
     return _take(vectors, scores, words, candidates if candidates.any() else fits, max_words)
 
