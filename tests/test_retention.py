@@ -453,4 +453,5 @@ def test_replay_says_that_a_purged_job_has_no_content(penstock: Penstock, client
     job_id = rows.dead_job(engine)
     client.purge("acme")
     ran = penstock("dead", "replay", job_id)
-    assert ran.out == f"{job_id} is not dead, or was refused at the door or purged, and has no content\n"
+    why = "is not dead, has no content (refused at the door, or purged), or its batch was cancelled"
+    assert ran.out == f"{job_id} {why}\n"

@@ -2,8 +2,8 @@
 
 TextRank over TF-IDF sentence vectors (Mihalcea and Tarau, 2004); the similarity matrix X X^T is never formed, power
 iteration multiplies by X^T and then by X. Likeness to the opening of the text is the prior of position, and likeness to
-the title says what the text is about (Edmundson, 1969). Sentences are then taken by maximal marginal relevance (Carbonell
-and Goldstein, 1998) until the words are spent.
+the title says what the text is about (Edmundson, 1969). Sentences are then taken by maximal marginal relevance
+(Carbonell and Goldstein, 1998) until the words are spent.
 """
 
 from collections.abc import Sequence

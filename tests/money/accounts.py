@@ -45,6 +45,14 @@ BATCH = """
     VALUES (:batch, :tenant, 'night', '', 'summarise_document', '1.0.0', 'd', 'small', 'running', 'q',
         '{"errors": null, "cost": null}')
 """
+PARCEL = """
+    INSERT INTO provider_batches (id, batch_id, tier, deployment, send_by, ends_by)
+    VALUES (:batch, :batch, 'small', 'sim-small', now(), now())
+"""
+PARCEL_REQUEST = """
+    INSERT INTO provider_requests (job_id, provider_batch_id, fence, request_digest, is_open)
+    VALUES (:job, :batch, 1, 'q', true)
+"""
 BATCH_ERROR = "INSERT INTO batch_errors (batch_id, number, reason) VALUES (:batch, 7, 'it is no JSON')"
 
 
@@ -60,7 +68,7 @@ class Owned:
 
 
 def furnish(engine: Engine, tenant: str) -> Owned:
-    """Give a tenant a job that has ended, a call, a correction of it, a budget, what it spent, and a batch."""
+    """Give a tenant a job that has ended, a call, a correction of it, a budget, what it spent, a batch and a file."""
     owned = Owned(tenant, uuid4(), uuid4(), uuid4(), f"only {tenant} may read this")
     with engine.begin() as connection:
         for statement in (
@@ -75,6 +83,8 @@ def furnish(engine: Engine, tenant: str) -> Owned:
             SPENDING,
             BATCH,
             BATCH_ERROR,
+            PARCEL,
+            PARCEL_REQUEST,
         ):
             connection.execute(text(statement), vars(owned))
     return owned

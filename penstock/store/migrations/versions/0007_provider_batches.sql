@@ -59,3 +59,13 @@ CREATE INDEX provider_requests_closed ON provider_requests (provider_batch_id) W
 CREATE INDEX provider_requests_open ON provider_requests (provider_batch_id) WHERE is_open;
 CREATE INDEX provider_requests_by_question ON provider_requests (request_digest, provider_batch_id)
     WHERE is_open AND call_id IS NOT NULL;
+
+-- A tenant reads how many of its jobs wait for a file, and nothing of the file.
+GRANT SELECT (id, batch_id, provider_id) ON provider_batches TO penstock_tenant;
+GRANT SELECT (provider_batch_id, job_id, is_open) ON provider_requests TO penstock_tenant;
+ALTER TABLE provider_batches ENABLE ROW LEVEL SECURITY;
+ALTER TABLE provider_requests ENABLE ROW LEVEL SECURITY;
+CREATE POLICY tenant_reads ON provider_batches FOR SELECT TO penstock_tenant
+    USING (EXISTS (SELECT 1 FROM batches WHERE batches.id = batch_id));
+CREATE POLICY tenant_reads ON provider_requests FOR SELECT TO penstock_tenant
+    USING (EXISTS (SELECT 1 FROM provider_batches AS parcel WHERE parcel.id = provider_batch_id));
