@@ -2,6 +2,11 @@
 
 `python -m bench rouge [--short] [--json]`. The documents are rules and notices of the US Federal Register and design
 documents (RFCs) of Rust, each without the summary that its authors gave it, which is the reference. It takes seconds.
+
+What is to be reached, 40.0 and 32.2, was measured elsewhere by a formula that was not written down; there the first 80
+words gave 38.6 and 29.4. Lin's own formula gives those words 32.5 and 22.0: the figures are not of its kind. Of the
+formulas that were tried (stems or not, counted or distinct, F1 or recall, with stop words or not) distinct stems come
+nearest, with 37.4 and 27.2, and are a little stricter: by them it is decided. Lin's stand beside.
 """
 
 import argparse
@@ -11,8 +16,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
+
+import snowballstemmer
 
 from bench.report import Report
 from penstock.extractive import DEFAULT_MAX_WORDS, summarise
@@ -22,6 +30,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 EVERY_IN_SHORT = 5
 LEAD_WORDS, LEAD_SENTENCES = 80, 3
 OTHER_LENGTHS = (60, 80, 120)
+_STEMMER = snowballstemmer.stemmer("porter")
 _TOKEN = re.compile(r"[a-z0-9]+")
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _ENDS = (".", "!", "?")
@@ -29,7 +38,7 @@ _ENDS = (".", "!", "?")
 
 @dataclass(frozen=True)
 class Corpus:
-    """A set of documents, and what the mean of their summaries must reach, in per cent."""
+    """A set of documents, and what the mean of their summaries must reach by distinct stems, in per cent."""
 
     name: str
     file: str
@@ -60,8 +69,9 @@ def main() -> int:
     for corpus in CORPORA:
         add(report, corpus, load(DATA / corpus.file)[:: EVERY_IN_SHORT if given.short else 1])
     report.note(
-        f"Means of F1 over all documents, tokens not stemmed. A summary has at most {DEFAULT_MAX_WORDS} words, "
-        "the default, where its name says no other length. Prose is what ends like a sentence, outside of code."
+        "Means of F1 over all documents, of unigrams as they are; distinct_stems: of the set of their stems. A summary "
+        f"has at most {DEFAULT_MAX_WORDS} words, the default, where its name says no other length. Prose is what ends "
+        "like a sentence, outside of code. What is to be reached had leads of 38.6 and 29.4 in its own run."
     )
     return report.finish(as_json=given.json, short=given.short)
 
@@ -72,7 +82,10 @@ def add(report: Report, corpus: Corpus, documents: Sequence[Document]) -> None:
     leads = {name: scores(documents, lead) for name, lead in LEADS.items()}
     name = f"rouge.{corpus.name}.extractive"
     beside = {lead: _mean(values) for lead, values in leads.items()}
-    report.add(name, _mean(ours), "%", must=corpus.must, beside=beside)
+    report.add(name, _mean(ours), "%", beside=beside)
+    stemmed = {lead: _mean(scores(documents, choose, distinct_stems)) for lead, choose in LEADS.items()}
+    reached = _mean(scores(documents, summarise, distinct_stems))
+    report.add(f"{name}.distinct_stems", reached, "%", must=corpus.must, beside=stemmed)
     for words in OTHER_LENGTHS:
         report.add(f"{name}.{words}_words", _mean(scores(documents, _of_words(words))), "%")
     report.note(f"{corpus.name}: {len(documents)} documents; extractive is ahead of {_ahead(ours, leads)}.")
@@ -88,9 +101,12 @@ def load(path: Path) -> list[Document]:
     return [Document(row["text"], row["reference_summary"]) for row in rows]
 
 
-def scores(documents: Sequence[Document], summariser: Callable[[str], str]) -> list[float]:
-    """Give the ROUGE-1 of each document's summary."""
-    return [rouge_1(summariser(document.text), document.reference) for document in documents]
+def scores(
+    documents: Sequence[Document], summariser: Callable[[str], str], formula: Callable[[str, str], float] | None = None
+) -> list[float]:
+    """Give the score of each document's summary, by Lin's formula if none is given."""
+    formula = formula or rouge_1
+    return [formula(summariser(document.text), document.reference) for document in documents]
 
 
 def rouge_1(candidate: str, reference: str) -> float:
@@ -103,6 +119,17 @@ def rouge_1(candidate: str, reference: str) -> float:
     ours, theirs = Counter(_tokens(candidate)), Counter(_tokens(reference))
     overlap = (ours & theirs).total()
     return 200 * overlap / (ours.total() + theirs.total()) if overlap else 0.0
+
+
+def distinct_stems(candidate: str, reference: str) -> float:
+    """Give the F1 of the stems (Porter, 1980) that occur in either, however often, in per cent."""
+    ours, theirs = ({_stem(token) for token in _tokens(text)} for text in (candidate, reference))
+    return 200 * len(ours & theirs) / (len(ours) + len(theirs)) if ours & theirs else 0.0
+
+
+@cache
+def _stem(token: str) -> str:
+    return str(_STEMMER.stemWord(token))
 
 
 def first_words(text: str) -> str:

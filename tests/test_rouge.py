@@ -36,6 +36,12 @@ def test_rouge_1_is_the_f1_of_clipped_unigrams(candidate: str, reference: str, e
     assert rouge.rouge_1(candidate, reference) == pytest.approx(expected)
 
 
+def test_distinct_stems_count_once_whatever_their_ending() -> None:
+    assert rouge.distinct_stems("Agencies amended, amends; the agency", "the agency amending") == 100.0
+    assert rouge.distinct_stems("one two", "two three") == 50.0
+    assert rouge.distinct_stems("one", "two") == rouge.distinct_stems("", "") == 0.0
+
+
 @settings(deadline=None)
 @given(words, words)
 def test_rouge_1_is_the_same_both_ways_and_in_any_order(left: str, right: str) -> None:
@@ -67,7 +73,8 @@ def test_the_means_stand_beside_those_of_the_leads(monkeypatch: pytest.MonkeyPat
     report = Report("rouge")
     rouge.add(report, rouge.Corpus("set", "set.jsonl", ">= 60.0"), documents)
     assert [(measure.name, measure.value, measure.must) for measure in report.measures] == [
-        ("rouge.set.extractive", 66.67, ">= 60.0"),
+        ("rouge.set.extractive", 66.67, None),
+        ("rouge.set.extractive.distinct_stems", 66.67, ">= 60.0"),
         ("rouge.set.extractive.1_words", 50.0, None),
     ]
     assert set(report.measures[0].beside.values()) == {66.67}
