@@ -76,11 +76,12 @@ async def complete(house: House, request: CompletionRequest) -> Completion:
     prompt = find_prompt(house, request.prompt)
     rendered = _render(prompt, request)
     digest = digest_of(rendered)
-    while (known := await _recall(house, request, digest)).answer is not None:
+    question = _question(house, request, digest)
+    while (known := await _recall(house, request, question)).answer is not None:
         if (reused := _reuse(known.answer, prompt)) is not None:
             return reused
         async with house.engine.begin() as connection:
-            await connection.run_sync(forget, known.answer.call_id)
+            await connection.run_sync(forget, question, known.answer.call_id)
     found = await _search(house, request, prompt, digest)
     if found.given is not None and (reused := _reuse(found.given, prompt)) is not None:
         return reused
@@ -168,13 +169,17 @@ def digest_of(rendered: RenderedPrompt) -> str:
     return hashlib.sha256(json.dumps(rendered.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-async def _recall(house: House, request: CompletionRequest, digest: str) -> Recollection:
-    """Look for what was paid for before; raise NotAdmittedError where another job is asking the same right now."""
+def _question(house: House, request: CompletionRequest, digest: str) -> Question:
     context = request.context
-    if context.is_fresh and context.fence == 1:
-        return Recollection()
     models = () if context.is_fresh else house.catalogue.models(context.tier)
-    known = await house.journal.recall.add(Question(context.job_id, digest, context.tenant, context.tier, models))
+    return Question(context.job_id, digest, context.tenant, context.tier, models)
+
+
+async def _recall(house: House, request: CompletionRequest, question: Question) -> Recollection:
+    """Look for what was paid for before; raise NotAdmittedError where another job is asking the same right now."""
+    if request.context.is_fresh and request.context.fence == 1:
+        return Recollection()
+    known = await house.journal.recall.add(question)
     if known.is_in_flight:
         raise in_flight()
     return known

@@ -88,6 +88,17 @@ def test_a_summary_begins_with_the_title_if_there_is_one(text: str, title: str |
     assert summary.startswith(f"{title}\n\nThe a" if title else "The amendment")
 
 
+def test_below_a_title_one_giant_sentence_is_cut_too() -> None:
+    summary = summarise("Amendment of airspace\n\n" + "airspace amendment " * 500, max_words=20)
+    assert summary == "Amendment of airspace\n\n" + " ".join(["airspace amendment"] * 8) + " airspace"
+
+
+def test_a_list_of_lines_has_no_title() -> None:
+    names = [f"{chr(97 + number // 26)}{chr(97 + number % 26)}" * 2 for number in range(60)]
+    lines = "".join(f"{name} and then {name};\n" for name in names)
+    assert "\n" not in summarise(lines, max_words=40)
+
+
 def test_a_title_that_takes_most_of_the_words_is_left_out() -> None:
     assert summarise(NOTICE + PROSE, max_words=22).startswith("Amendment of Class E Airspace; Moses Lake\n\n")
     assert summarise(NOTICE + PROSE, max_words=20).startswith("The a")

@@ -111,6 +111,7 @@ UNPARK = text("""
     )
     UPDATE jobs SET state = CASE WHEN attempts > 0 THEN 'retrying' ELSE 'queued' END,
         due_at = CASE WHEN reason = 'budget_exhausted' THEN now() ELSE due_at END,
+        detail = CASE WHEN reason = 'budget_exhausted' THEN NULL ELSE detail END,
         reason = nullif(reason, 'budget_exhausted')
     WHERE id IN (
         SELECT jobs.id FROM jobs JOIN may_go USING (id, fence) WHERE jobs.state = 'paused'

@@ -141,8 +141,12 @@ class Batches:
         chunks = given.chunks(begun) if begun is not None else None
         with self._engine.begin() as connection:
             batch = rows.begin(connection, new)
+            if begun is not None and batch.items != begun.items:
+                raise BatchTakenError(_taken(batch))
+        if chunks is None:
+            chunks = given.chunks(batch)
         if not batch.is_loaded:
-            self._load(batch, chunks or given.chunks(batch), progress or (lambda _stored, _refused: None))
+            self._load(batch, chunks, progress or (lambda _stored, _refused: None))
         return self.find_batch(request.tenant, name)
 
     def find_batch(self, tenant: str, name: str) -> Batch:
@@ -177,7 +181,8 @@ class Batches:
     def batch_results(self, tenant: str, name: str) -> Iterator[tuple[int, Job]]:
         """Give the jobs of a batch whose results are kept, with the numbers of their items, in the order of the input.
 
-        Of a tenant without retention they are kept for an hour after the end of the batch, or until `note_fetched`.
+        Of a tenant without retention they are kept for an hour after the end of the batch, at most for two days and an
+        hour after their own, or until `note_fetched`.
         """
         for number, job in self._jobs(self.find_batch(tenant, name)):
             if job.result is not None and job.ended_at is not None:
@@ -267,14 +272,15 @@ class Batches:
         progress(stored, refused)
         with self._engine.begin() as connection:
             if not is_ours or not rows.end_loading(connection, batch.id, stored):
-                raise BatchTakenError(
-                    f"batch {batch.name!r} was cancelled, or another process stores its input; "
-                    "see `penstock batch status`"
-                )
+                raise BatchTakenError(_taken(batch))
 
     def _store_chunk(self, batch_id: UUID, chunk: Chunk, encoded: bytes) -> bool:
         with self._engine.begin() as connection:
             return rows.load(connection, batch_id, chunk, encoded)
+
+
+def _taken(batch: Batch) -> str:
+    return f"batch {batch.name!r} was cancelled, or another process stores its input; see `penstock batch status`"
 
 
 def check_batch_name(name: str) -> str:

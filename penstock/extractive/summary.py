@@ -28,6 +28,9 @@ def summarise(text: str, *, max_words: int = DEFAULT_MAX_WORDS) -> str:
     heading = "" if title is None else sentences[title]
     if count_words(heading) * TITLE_SHARE > max_words:
         title, heading = None, ""
-    chosen = textrank.choose(sentences, max_words - count_words(heading), title=title)
+    max_words -= count_words(heading)
+    chosen = textrank.choose(sentences, max_words, title=title)
     body = " ".join(sentences[index] for index in chosen)
-    return "\n\n".join(part for part in (heading, body) if part) or cut(" ".join(sentences), max_words)
+    if not body:
+        body = cut(" ".join(sentence for index, sentence in enumerate(sentences) if index != title), max_words)
+    return "\n\n".join(part for part in (heading, body) if part)

@@ -25,10 +25,18 @@ def find_title(sentences: Sequence[str]) -> int | None:
     for end, line in enumerate(sentences[:_MOST_LINES]):
         if line.startswith(_HEADING):
             return end
-        if line.startswith("#") or line.endswith(":") or (is_prose(line) and count_words(line) > _WORDS.start):
+        words = count_words(line)
+        if (
+            line.startswith("#")
+            or line.endswith(":")
+            or (is_prose(line) and words > _WORDS.start)
+            or words >= _WORDS.stop
+        ):
             break
-        if count_words(line) in _WORDS and not begins_alone(line) and not line.startswith(_OPENERS):
+        if words in _WORDS and not begins_alone(line) and not line.startswith(_OPENERS):
             candidates.append(end)
+    else:
+        end = _MOST_LINES
     rest = _terms(" ".join(sentences[end:]))
     again = {index: len(_terms(sentences[index]) & rest) for index in candidates}
     best = max(candidates, key=lambda index: (again[index], index), default=None)

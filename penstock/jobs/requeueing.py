@@ -9,7 +9,7 @@ def statement(which: str, changes: str) -> TextClause:
     """Write the statement that queues anew those of :ids of which `which` holds and whose content is still there.
 
     A batch that was done goes on, and is judged by what comes now, as after a resume; of one that was cancelled nothing
-    runs again. Its row is taken before the jobs, and by whoever ends it too: no batch ends while a job of it is queued.
+    runs again. Its row is taken by whoever ends it, too: no batch ends while a job of it is queued.
     """
     kept = f"{which} AND purged_at IS NULL AND EXISTS (SELECT 1 FROM payloads WHERE job_id = jobs.id)"  # noqa: S608
     return text(f"""
@@ -20,7 +20,9 @@ def statement(which: str, changes: str) -> TextClause:
             ORDER BY id FOR UPDATE
         ), reopened AS (
             UPDATE batches SET state = CASE state WHEN 'done' THEN 'running' ELSE state END, ended_at = NULL,
-                announced = false, resumed_at = now(), ended_before = so_far.ended, dead_before = so_far.dead
+                announced = false, resumed_at = now(), ended_before = so_far.ended, dead_before = so_far.dead,
+                settled_before = (SELECT coalesce(sum(settled_nanodollars), 0) FROM spending
+                    WHERE spending.tenant = batches.tenant AND project = batch::text AND period = 'batch')
             FROM held CROSS JOIN LATERAL (
                 SELECT count(*) AS ended, count(*) FILTER (WHERE jobs.state = 'dead') AS dead FROM jobs
                 WHERE batch_id = batch AND jobs.state IN ('succeeded', 'dead', 'cancelled')

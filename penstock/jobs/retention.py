@@ -117,7 +117,9 @@ FETCHED = text("""
     UPDATE jobs SET kept_until = ended_at FROM fetched WHERE jobs.id = job_id
 """)
 
-HOLD = text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+HOLD = text(
+    f"SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND {ENDED} ORDER BY id FOR UPDATE"  # noqa: S608
+)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,10 @@ RECALL = text("""
 """)
 
 
-FORGET = text("DELETE FROM answers WHERE call_id = :call_id")
+FORGET = text("""
+    DELETE FROM answers
+    WHERE call_id = :call_id AND request_digest = :request_digest AND (job_id = :job_id OR tenant = :tenant)
+""")
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ class Recollection:
     is_in_flight: bool = False
 
 
-def forget(connection: Connection, call_id: UUID) -> None:
-    """Delete an answer that turned out to be of no use; its call stays in the ledger."""
-    connection.execute(FORGET, {"call_id": call_id})
+def forget(connection: Connection, question: Question, call_id: UUID) -> None:
+    """Delete an answer to a question that turned out to be of no use; its call stays in the ledger."""
+    connection.execute(FORGET, asdict(question) | {"call_id": call_id})
 
 
 def recall(connection: Connection, questions: Sequence[Question]) -> list[Recollection]:

@@ -147,7 +147,7 @@ class TestResuming:
     def test_what_the_cap_before_refused_is_tried_under_the_new_one(self, client: Client, engine: Engine) -> None:
         client.batch("night", REQUEST, documents(5), max_cost=10)
         first, late = run_some(engine, 2)
-        refused: dict[str, Any] = {"reason": Reason.BUDGET_EXHAUSTED, "detail": "too little is left"}
+        refused: dict[str, Any] = {"reason": Reason.BUDGET_EXHAUSTED, "detail": "too little is left", "delay_s": 60.0}
         end(engine, [first], Outcome.DEFERRED, **refused)
         tend(engine, Doorbell(""))
         end(engine, [late], Outcome.DEFERRED, **refused)
@@ -163,8 +163,8 @@ class TestResuming:
         tend(engine, Doorbell(""))
         client.resume_batch("acme", "night")
         client.replay([job.id for job in dead])
-        progress = client.batch_progress("acme", "night")
-        assert (progress.rate, progress.left_s) == (0, None)
+        batch = client.find_batch("acme", "night")
+        assert (batch.ended_before, batch.dead_before) == (0, 0)
         end(engine, run_some(engine, 60), Outcome.DEAD, reason=Reason.BAD_REQUEST)
         tend(engine, Doorbell(""))
         assert client.find_batch("acme", "night").state is BatchState.STOPPED
