@@ -141,7 +141,7 @@ class Batches:
         chunks = given.chunks(begun) if begun is not None else None
         with self._engine.begin() as connection:
             batch = rows.begin(connection, new)
-            if begun is not None and batch.items != begun.items:
+            if begun is not None and (batch.items, batch.is_loaded) != (begun.items, begun.is_loaded):
                 raise BatchTakenError(_taken(batch))
         if chunks is None:
             chunks = given.chunks(batch)

@@ -1,10 +1,12 @@
 """A batch through the client on a real Postgres: begun, broken off, resumed, paused, cancelled, exported."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -147,6 +149,26 @@ def test_two_loaders_of_one_batch_store_each_item_once(settings: Settings, clien
         outcomes = list(threads.map(load, range(3)))
     assert "loaded" in outcomes
     assert states(client) == {JobState.QUEUED: 5000}
+
+
+@pytest.mark.parametrize("left", [0, 500])
+def test_what_another_loader_stored_while_the_input_was_compared_is_not_passed_off_as_ours(
+    settings: Settings, client: Client, left: int
+) -> None:
+    items = documents(1000 + left)
+    with pytest.raises(BrokenOffError):
+        client.batch("night", REQUEST, broken_off(items, 1000))
+
+    def overtaken() -> Iterator[dict[str, Any]]:
+        with Client(settings) as other:
+            other.batch("night", REQUEST, items)
+        yield from items
+        yield {"document": "One more."}
+
+    with pytest.raises(BatchTakenError, match="another process stores its input"):
+        client.batch("night", REQUEST, overtaken(), max_cost=7)
+    assert client.find_batch("acme", "night").max_nanodollars is None
+    assert states(client) == {JobState.QUEUED: 1000 + left}
 
 
 class TestPausing:
