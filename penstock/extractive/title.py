@@ -21,7 +21,6 @@ _OPENERS = ("[", "(")
 def find_title(sentences: Sequence[str]) -> int | None:
     """Give the index of the title among the sentences of a text, or None where there is none."""
     candidates = []
-    end = 0
     for end, line in enumerate(sentences[:_MOST_LINES]):
         if line.startswith(_HEADING):
             return end
