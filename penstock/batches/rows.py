@@ -242,8 +242,8 @@ def check_same(batch: Batch, new: NewBatch) -> None:
 
 def cap(connection: Connection, batch: Batch, nanodollars: int) -> None:
     """Set what a batch may cost, from the next call on; raise InvalidRequestError."""
-    Budget(batch.tenant, Period.BATCH, Unit.NANODOLLARS, project=str(batch.id), hard_limit=nanodollars)
-    connection.execute(CAP, {"id": batch.id, "most": nanodollars})
+    limit = Budget(batch.tenant, Period.BATCH, Unit.NANODOLLARS, project=str(batch.id), hard_limit=nanodollars)
+    connection.execute(CAP, {"id": batch.id, "most": limit.hard_limit})
 
 
 def find(connection: Connection, tenant: str, name: str) -> Batch:

@@ -53,8 +53,8 @@ SLOWEST_POLL_S = 0.5
 ROWS_A_STATEMENT = 1000
 CHARACTERS_A_STATEMENT = 16_000_000
 COPY_FROM = 100
-FETCHES_A_PAGE = 1000
 """From how many rows on COPY is worth its round trips."""
+FETCHES_A_PAGE = 1000
 
 
 class Client(Accounts, Aftercare, Batches):
