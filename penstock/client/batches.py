@@ -38,6 +38,7 @@ __all__ = ["BatchError", "BatchRequest", "Batches"]
 JOBS_A_PAGE = 500
 Row = TypeVar("Row")
 NAME_LENGTH = 200
+DONE_TO = {BatchState.RUNNING: "resumed", BatchState.PAUSED: "paused", BatchState.CANCELLED: "cancelled"}
 CALLBACK = re.compile(r"[\w.:-]+(@[\w.:-]+)?", re.ASCII)
 
 
@@ -243,9 +244,8 @@ class Batches:
                 changed = rows.move(connection, batch.id, becomes, *from_states)
             batch = rows.find(connection, tenant, name)
             if not changed and batch.state is not becomes:
-                raise InvalidRequestError(
-                    "name", f"batch {name!r} is {batch.state}", f"only one that is {' or '.join(from_states)} can be"
-                )
+                cure = f"only one that is {' or '.join(from_states)} can be {DONE_TO[becomes]}"
+                raise InvalidRequestError("name", f"batch {name!r} is {batch.state}", cure)
             if max_cost is not None:
                 rows.cap(connection, batch, max_cost)
         is_all = False

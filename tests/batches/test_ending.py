@@ -151,7 +151,9 @@ class TestAfterTheEnd:
         succeed(engine, run_some(engine, 1))
         tend(engine, Doorbell(""))
         before = client.find_batch("acme", "night")
-        with pytest.raises(InvalidRequestError, match="batch 'night' is done"):
+        with pytest.raises(
+            InvalidRequestError, match="batch 'night' is done; only one that is paused or stopped can be resumed"
+        ):
             client.resume_batch("acme", "night", max_cost=7)
         assert client.find_batch("acme", "night") == before
         assert (before.max_nanodollars, before.callback, before.abort_if) == (5, None, AbortIf())
