@@ -307,7 +307,8 @@ def test_a_batch_is_paused_resumed_and_cancelled(penstock: Penstock, begun: Clie
         assert begun.find_batch("acme", "night").state is state
     for verb, states in (("pause", "running or stopped"), ("resume", "paused or stopped")):
         ran = penstock("batch", verb, "night", *ACME)
-        assert (ran.code, ran.error()) == (2, f"name: batch 'night' is cancelled; only one that is {states} can be")
+        cure = f"only one that is {states} can be {verb}d"
+        assert (ran.code, ran.error()) == (2, f"name: batch 'night' is cancelled; {cure}")
 
 
 @pytest.mark.parametrize("verb", ["status", "pause", "resume", "cancel", "export", "report"])
